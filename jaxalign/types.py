@@ -1,0 +1,11 @@
+"""Names for the values that pass between the contracts."""
+
+from typing import Any
+
+import jax
+
+Array = jax.Array
+ArrayLike = jax.typing.ArrayLike
+Key = jax.Array  # a typed PRNG key, as jax.random.key makes it
+Params = Any  # any pytree of arrays
+Metrics = dict[str, Array]
