@@ -1,1 +1,33 @@
-""""""
+"""Networks in Flax Linen: the only package that imports a module system."""
+
+from jaxalign.networks.convolutional import ConvNet
+from jaxalign.networks.dense import Dense, matmul
+from jaxalign.networks.initializers import orthogonal
+from jaxalign.networks.lora import is_adapter, merge_lora
+from jaxalign.networks.mlp import MLP
+from jaxalign.networks.transformer import (
+    Cache,
+    RopeScaling,
+    Transformer,
+    TransformerConfig,
+    apply_rope,
+    rope_frequencies,
+    transformer,
+)
+
+__all__ = [
+    "MLP",
+    "Cache",
+    "ConvNet",
+    "Dense",
+    "RopeScaling",
+    "Transformer",
+    "TransformerConfig",
+    "apply_rope",
+    "is_adapter",
+    "matmul",
+    "merge_lora",
+    "orthogonal",
+    "rope_frequencies",
+    "transformer",
+]

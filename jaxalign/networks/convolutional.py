@@ -1,0 +1,33 @@
+"""A small convolutional network for images."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxalign.networks.mlp import MLP
+from jaxalign.types import Array
+
+
+class ConvNet(nn.Module):
+    """3x3 convolutions, each followed by `activation` and halving by stride 2, then an MLP.
+
+    images[B, H, W] or [B, H, W, C] -> outputs[B, num_outputs]. `channels` has one entry per convolution; H and W need
+    not be multiples of 2^len(channels) (padding is SAME).
+    """
+
+    num_outputs: int
+    channels: Sequence[int] = (16, 32)
+    hidden_sizes: Sequence[int] = (100,)
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        if images.ndim not in (3, 4):
+            raise ValueError(f"ConvNet: images must be [B, H, W] or [B, H, W, C], got shape {images.shape}")
+        x = images if images.ndim == 4 else images[..., None]
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        for features in self.channels:
+            conv = nn.Conv(features, (3, 3), strides=(2, 2), kernel_init=nn.initializers.he_normal(), dtype=x.dtype)
+            x = self.activation(conv(x))
+        return MLP((*self.hidden_sizes, self.num_outputs), self.activation)(x.reshape(x.shape[0], -1))

@@ -1,0 +1,265 @@
+"""A Llama-family decoder: grouped-query attention, RoPE, RMSNorm, SwiGLU, scanned layers.
+
+It covers Llama 2 and 3, SmolLM2 and Qwen2/2.5 (biases on q, k, v). Shapes: B batch, T positions, D hidden size, H query
+heads, K key-value heads, E head size, F intermediate size, L layers, V vocabulary, S cache length.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxalign.algorithm import LanguageModel
+from jaxalign.networks.dense import Dense
+from jaxalign.types import Array, Params
+
+REMAT = ("none", "dots", "full")
+
+
+class RopeScaling(NamedTuple):
+    """Llama 3's stretching of the slow rotary frequencies for contexts longer than those trained on."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The sizes and choices that define a Transformer; all static.
+
+    dtype: of the products ("float32", "bfloat16", "float64"); sums, norms, softmax and the residual stream stay in
+        float32 or better.
+    lora_rank, lora_alpha: adapters beside every kernel, scaled by lora_alpha / lora_rank; rank 0 is none.
+    remat: what the backward pass recomputes: "none" keeps every activation, "dots" keeps the outputs of matrix products
+        only, "full" keeps one [B, T, D] per layer and runs each layer's forward pass again.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    max_length: int = 2048
+    rms_norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True
+    attention_bias: bool = False
+    dtype: str = "float32"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    remat: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat must be one of {REMAT}, got {self.remat!r}")
+
+
+class Cache(NamedTuple):
+    """Keys and values [L, B, S, K, E] of the first `length` [B] positions of each row; later entries are ignored."""
+
+    keys: Array
+    values: Array
+    length: Array
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Array:
+    """Rotary frequencies theta^(-2i / head_dim), i = 0 .. head_dim/2 - 1, as [head_dim / 2] radians per position.
+
+    With `scaling`, wavelengths above original / low_freq_factor are stretched by `factor`, those below
+    original / high_freq_factor are kept, and those between are blended linearly in their frequency.
+    Su et al. 2021 (arXiv 2104.09864), equation 15; the Llama 3 report (arXiv 2407.21783), section 3.2.
+    """
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequency
+    turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = jnp.clip(keep, 0.0, 1.0)
+    return keep * frequency + (1 - keep) * frequency / scaling.factor
+
+
+def apply_rope(x: Array, positions: Array, frequencies: Array) -> Array:
+    """Rotate x[B, T, H, E] by positions[B, T] * frequencies[E / 2]; coordinate i is paired with i + E/2."""
+    angle = positions[:, :, None, None] * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis of x[..., D]. Zhang and Sennrich, arXiv 1910.07467."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(x.dtype)
+        normal = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _dense(config: TransformerConfig, features: int, name: str, *, use_bias: bool = False) -> Dense:
+    return Dense(
+        features,
+        use_bias=use_bias,
+        dtype=jnp.dtype(config.dtype),
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        kernel_init=nn.initializers.normal(0.02),
+        name=name,
+    )
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention on x[B, T, D]; `cached` is one layer's (keys, values) [B, S, K, E] or None."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array, positions: Array, cached: Any) -> tuple[Array, Any]:
+        c = self.config
+        batch, length = x.shape[:2]
+
+        def heads(name: str, count: int) -> Array:
+            y = _dense(c, count * c.head_dim, name, use_bias=c.attention_bias)(x)
+            return y.reshape(batch, length, count, c.head_dim)
+
+        q, k, v = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
+        frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
+        if cached is None:
+            out = jax.nn.dot_product_attention(*(a.astype(c.dtype) for a in (q, k, v)), is_causal=True)
+        else:
+            write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
+            start = positions[:, 0]
+            k, v = (write(old, new.astype(old.dtype), start) for old, new in zip(cached, (k, v), strict=True))
+            cached = (k, v)
+            visible = jnp.arange(k.shape[1])[None, None, None, :] <= positions[:, None, :, None]
+            out = jax.nn.dot_product_attention(q.astype(k.dtype), k, v, mask=visible)
+        return _dense(c, c.hidden_size, "o")(out.reshape(batch, length, -1)).astype(x.dtype), cached
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) on x[B, T, D]. Shazeer 2020, arXiv 2002.05202."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        gate = _dense(c, c.intermediate_size, "gate")(x)
+        up = _dense(c, c.intermediate_size, "up")(x)
+        return _dense(c, c.hidden_size, "down")(nn.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One pre-norm residual layer: attention, then SwiGLU."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array, positions: Array, cached: Any) -> tuple[Array, Any]:
+        c = self.config
+        y, cached = Attention(c, name="attention")(
+            RMSNorm(c.rms_norm_epsilon, name="attention_norm")(x), positions, cached
+        )
+        x = x + y
+        return x + SwiGLU(c, name="mlp")(RMSNorm(c.rms_norm_epsilon, name="mlp_norm")(x)), cached
+
+
+def _scanned_layers(config: TransformerConfig) -> type[nn.Module]:
+    layer: Any = Layer
+    if config.remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        layer = nn.remat(layer, prevent_cse=False, policy=policy)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        out_axes=0,
+        length=config.num_layers,
+    )
+
+
+class Transformer(nn.Module):
+    """The decoder as a Linen module; `transformer` wraps it as a LanguageModel."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size))
+        self.layers = _scanned_layers(c)(c)
+        self.final_norm = RMSNorm(c.rms_norm_epsilon)
+        if not c.tie_embeddings:
+            self.unembedding = self.param("unembedding", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size))
+
+    def __call__(self, tokens: Array, positions: Array, cached: Any = None) -> tuple[Array, Any]:
+        """Hidden states [B, T, D] after the final norm, and the layers' updated keys and values."""
+        residual_type = jnp.promote_types(jnp.float32, self.config.dtype)
+        x = self.embedding[tokens].astype(residual_type)
+        x, cached = self.layers(x, positions, cached)
+        return self.final_norm(x), cached
+
+
+def transformer(config: TransformerConfig) -> LanguageModel:
+    """A Llama-family Transformer as a LanguageModel over tokens[B, T].
+
+    Causal, with positions 0 .. T-1: right-padding never changes what stands before it, so no attention mask is needed.
+    Logits are in float32 or better. Parameters (layers stacked on a leading axis [L]): `embedding` [V, D],
+    `layers/attention/{q,k,v,o}/kernel`, `layers/mlp/{gate,up,down}/kernel` ([L, I, O], adapters beside them),
+    `layers/{attention_norm,mlp_norm}/scale`, `final_norm/scale`, and `unembedding` [V, D] unless embeddings are tied.
+    """
+    module = Transformer(config)
+
+    def positions_of(tokens: Array) -> Array:
+        return jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+
+    def init(key: Array) -> Params:
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        return module.init(key, tokens, positions_of(tokens))["params"]
+
+    def unembedding(params: Params) -> Array:
+        return params["embedding"] if config.tie_embeddings else params["unembedding"]
+
+    def logits_of(params: Params, x: Array) -> Array:
+        w = unembedding(params).astype(config.dtype)
+        rows = x.reshape(-1, x.shape[-1]).astype(config.dtype)
+        out = jax.lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=x.dtype)
+        return out.reshape(*x.shape[:-1], -1)
+
+    def hidden(params: Params, tokens: Array) -> Array:
+        return module.apply({"params": params}, tokens, positions_of(tokens))[0]
+
+    def init_cache(batch_size: int, length: int) -> Cache:
+        shape = (config.num_layers, batch_size, length, config.num_kv_heads, config.head_dim)
+        zeros = jnp.zeros(shape, config.dtype)
+        return Cache(zeros, zeros, jnp.zeros(batch_size, jnp.int32))
+
+    def decode(params: Params, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+        positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
+        x, (keys, values) = module.apply({"params": params}, tokens, positions, (cache.keys, cache.values))
+        return logits_of(params, x), Cache(keys, values, cache.length + tokens.shape[1])
+
+    return LanguageModel(
+        init=init,
+        apply=lambda params, tokens: logits_of(params, hidden(params, tokens)),
+        hidden=hidden,
+        unembedding=unembedding,
+        init_cache=init_cache,
+        decode=decode,
+    )
