@@ -1,18 +1,30 @@
 """jaxalign: pure functions for AI alignment in JAX, and four contracts that compose them.
 
 The contracts (`Network`, `Algorithm`, `TrainState`, `train`, `sweep`) are here; each domain is a
-package of its own (`jaxalign.preferences`, `jaxalign.networks`, ...) that is imported on first use.
+package of its own (`jaxalign.preferences`, `jaxalign.networks`, ...). All are imported on first use.
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from jaxalign.algorithm import Algorithm, LanguageModel, Network, TrainState, gradient_algorithm, train
-from jaxalign.sweeps import replicate, sweep
+if TYPE_CHECKING:
+    from jaxalign.algorithm import Algorithm, LanguageModel, Network, TrainState, gradient_algorithm, train
+    from jaxalign.sweeps import replicate, sweep
 
 __version__ = "0.1.0"
 
 DOMAINS = ("interop", "networks", "preferences", "runtime", "statistics")
+
+_HOME = {
+    "Algorithm": "algorithm",
+    "LanguageModel": "algorithm",
+    "Network": "algorithm",
+    "TrainState": "algorithm",
+    "gradient_algorithm": "algorithm",
+    "replicate": "sweeps",
+    "sweep": "sweeps",
+    "train": "algorithm",
+}
 
 __all__ = [
     "Algorithm",
@@ -26,7 +38,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"jaxalign.{_HOME[name]}"), name)
     if name in DOMAINS:
         return importlib.import_module(f"jaxalign.{name}")
     raise AttributeError(f"module 'jaxalign' has no attribute {name!r}; its domains are {', '.join(DOMAINS)}")

@@ -213,7 +213,7 @@ def gradient_algorithm(
             grads, metrics = _accumulate(gradient, batch, objective_key, microbatches, weight)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {**metrics, "gradient_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, key=key), metrics
 
     return Algorithm(init, step)

@@ -1,1 +1,33 @@
-""""""
+"""Formats in and out: pretrained language models, preference data. Each name is imported on first use."""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "ByteTokenizer": "byte_tokenizer",
+    "PreferenceData": "preference_data",
+    "Pretrained": "pretrained",
+    "PretrainedUnavailable": "pretrained",
+    "PreferencePair": "preference_files",
+    "PreferenceFileError": "preference_files",
+    "Tokenizer": "tokenizer",
+    "embedded_preferences": "embedded_pairs",
+    "load_pretrained": "pretrained",
+    "read_preferences": "preference_files",
+    "save_pretrained": "pretrained",
+    "split_pairs": "preference_files",
+    "tokenize_pairs": "preference_data",
+    "write_preferences": "preference_files",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,1 +1,78 @@
-""""""
+"""Preference learning: completion log-probabilities, Bradley-Terry rewards, and the losses of the DPO family.
+
+Losses see arrays only, return one value per pair and are combined with the algorithms by their caller.
+"""
+
+from jaxalign.preferences.batch import PreferenceBatch
+from jaxalign.preferences.bradley_terry import (
+    bradley_terry_loss,
+    centering_penalty,
+    davidson_loss,
+    plackett_luce_loss,
+)
+from jaxalign.preferences.direct import (
+    discopop_loss,
+    dpo_loss,
+    exo_pair_loss,
+    hinge_loss,
+    ipo_loss,
+    length_normalized_dpo_loss,
+    log_ratios,
+    robust_dpo_loss,
+)
+from jaxalign.preferences.kto import batch_kl, kto_loss
+from jaxalign.preferences.log_probs import chunked_sequence_log_probs, sequence_log_probs, token_log_probs
+from jaxalign.preferences.modifiers import (
+    alpha_score,
+    jensen_shannon_score,
+    length_desensitized_masks,
+    mixture_loss,
+    with_divergence,
+    wpo_weights,
+)
+from jaxalign.preferences.optimal_transport import aot_loss, aot_unpaired_loss
+from jaxalign.preferences.pointwise import (
+    apo_down_loss,
+    apo_zero_loss,
+    bco_pair_loss,
+    nca_pair_loss,
+    sppo_hard_loss,
+)
+from jaxalign.preferences.reference_free import cpo_loss, orpo_loss, simpo_loss
+
+__all__ = [
+    "PreferenceBatch",
+    "alpha_score",
+    "aot_loss",
+    "aot_unpaired_loss",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "batch_kl",
+    "bco_pair_loss",
+    "bradley_terry_loss",
+    "centering_penalty",
+    "chunked_sequence_log_probs",
+    "cpo_loss",
+    "davidson_loss",
+    "discopop_loss",
+    "dpo_loss",
+    "exo_pair_loss",
+    "hinge_loss",
+    "ipo_loss",
+    "jensen_shannon_score",
+    "kto_loss",
+    "length_desensitized_masks",
+    "length_normalized_dpo_loss",
+    "log_ratios",
+    "mixture_loss",
+    "nca_pair_loss",
+    "orpo_loss",
+    "plackett_luce_loss",
+    "robust_dpo_loss",
+    "sequence_log_probs",
+    "simpo_loss",
+    "sppo_hard_loss",
+    "token_log_probs",
+    "with_divergence",
+    "wpo_weights",
+]

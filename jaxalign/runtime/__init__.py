@@ -1,1 +1,20 @@
-""""""
+"""The host of training: `fit`, its checkpoints and metrics files, and reports of what came out."""
+
+from jaxalign.runtime.checkpoint import DamagedCheckpointError
+from jaxalign.runtime.figures import curves
+from jaxalign.runtime.fit import NonFiniteError, StopTraining, fit
+from jaxalign.runtime.metrics import read_metrics
+from jaxalign.runtime.preemption import Preempted
+from jaxalign.runtime.report import Report, estimate
+
+__all__ = [
+    "DamagedCheckpointError",
+    "NonFiniteError",
+    "Preempted",
+    "Report",
+    "StopTraining",
+    "curves",
+    "estimate",
+    "fit",
+    "read_metrics",
+]

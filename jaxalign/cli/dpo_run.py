@@ -1,0 +1,232 @@
+"""What `jaxalign dpo` does: load, split, score the reference once, train, evaluate, report, export."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import track
+
+from jaxalign import Algorithm, preferences, replicate
+from jaxalign.cli.dpo import Dpo
+from jaxalign.cli.dpo_report import write_report
+from jaxalign.interop import (
+    PreferenceData,
+    Pretrained,
+    embedded_preferences,
+    load_pretrained,
+    read_preferences,
+    save_pretrained,
+    split_pairs,
+    tokenize_pairs,
+)
+from jaxalign.networks import is_adapter
+from jaxalign.preferences import PairLogProbs, pair_log_probs
+from jaxalign.runtime import fit
+from jaxalign.runtime.checkpoint import digests
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "dpo": preferences.dpo_loss,
+    "ipo": preferences.ipo_loss,
+    "hinge": preferences.hinge_loss,
+    "robust": preferences.robust_dpo_loss,
+    "exo": preferences.exo_pair_loss,
+    "nca": preferences.nca_pair_loss,
+    "bco": preferences.bco_pair_loss,
+    "sppo": preferences.sppo_hard_loss,
+    "aot": preferences.aot_loss,
+    "aot-unpaired": preferences.aot_unpaired_loss,
+    "apo-zero": preferences.apo_zero_loss,
+    "apo-down": preferences.apo_down_loss,
+    "discopop": preferences.discopop_loss,
+}
+SMOOTHED = ("dpo", "robust", "exo")
+
+
+class Prepared(NamedTuple):
+    """The training and held-out pairs, a line about each thing left out, and a digest of what they are."""
+
+    train: PreferenceData
+    held_out: PreferenceData
+    notes: list[str]
+    digest: str
+
+
+def run(options: Dpo) -> None:
+    """The whole job, in the order a reader would tell it."""
+    console = Console()
+    if not options.resume and (options.out / "checkpoints").exists():
+        raise FileExistsError(f"{options.out} holds a run: add --resume to go on with it, or choose another --out")
+    _check(options)
+    console.print(f"Loading {options.model} ...")
+    rank = options.lora_rank if options.lora else 0
+    sizes: dict[str, Any] = {"dtype": options.dtype, "lora_rank": rank, "lora_alpha": 2.0 * rank}
+    param_dtype = options.dtype if options.lora else "float32"
+    pretrained = load_pretrained(options.model, param_dtype=param_dtype, **sizes)
+    data = prepare(options, pretrained, pad_id=_pad_id(pretrained))
+    for note in data.notes:
+        console.print(note)
+
+    identity = _fingerprint(options, pretrained, data)
+    score = jax.jit(lambda params, batch: pair_log_probs(pretrained.network, params, batch))
+    before = {}
+    for name, pairs in (("train", data.train), ("held_out", data.held_out)):
+        before[name] = _reference(options.out / f"reference_{name}.npz", identity, pairs, score, pretrained, console)
+    train = data.train.with_reference(before["train"].chosen, before["train"].rejected)
+
+    steps = math.ceil(options.epochs * train.steps_per_epoch)
+    algorithm = algorithm_of(options, pretrained, steps)
+    seeds = range(options.seed, options.seed + options.seeds)
+    if options.seeds > 1:
+        mode = "map" if jax.default_backend() == "cpu" else "vmap"
+        algorithm = replicate(algorithm, options.seeds, mode=mode)
+    # The algorithm starts from these weights, so only what it copies stays alive.
+    state, metrics = fit(
+        algorithm,
+        jax.random.key(options.seed),
+        train.batch if options.seeds == 1 else functools.partial(train.lanes, seeds=seeds),
+        steps=steps,
+        directory=options.out,
+        resume=options.resume,
+        checkpoint_every=options.checkpoint_every,
+        fingerprint=identity,
+        tokens_per_step=lambda step: train.tokens(step) * options.seeds,
+        progress=console,
+    )
+    lanes = [_lane(state, i) for i in range(options.seeds)] if options.seeds > 1 else [state]
+    held_out = [_collect(data.held_out, score, lane.all_params, "Scoring the tuned model") for lane in lanes]
+    after = PairLogProbs(*(np.stack(field) for field in zip(*held_out, strict=True)))
+    report = write_report(options, data.notes, metrics, before["held_out"], after)
+    report.print(console)
+    if options.export:
+        folder = options.out / "model"
+        if folder.exists():
+            shutil.rmtree(folder)
+        save_pretrained(folder, pretrained._replace(params=lanes[0].all_params))
+        console.print(f"The tuned model{' of the first seed' if options.seeds > 1 else ''} is in {folder}")
+    console.print(f"Report: {options.out / 'report.html'}")
+
+
+def prepare(options: Dpo, pretrained: Pretrained, *, pad_id: int) -> Prepared:
+    """Read, split by prompt, tokenize and bucket the pairs."""
+    notes = []
+    if options.data is None:
+        train, held_out = embedded_preferences()
+        notes.append("Pairs: the embedded right and wrong answers")
+        source = b"embedded"
+    else:
+        file = read_preferences(options.data, on_bad="skip")
+        notes += [f"Left out {count} rows: {reason}" for reason, count in file.reasons.items()]
+        train, held_out = split_pairs(file.pairs, held_out=options.held_out, seed=options.seed)
+        source = hashlib.sha256(options.data.read_bytes()).digest()
+    if options.limit is not None and options.limit < len(train) + len(held_out):
+        rng = np.random.default_rng(options.seed)
+        share = options.limit / (len(train) + len(held_out))
+        train, held_out = (
+            [part[i] for i in sorted(rng.permutation(len(part))[: max(1, round(share * len(part)))])]
+            for part in (train, held_out)
+        )
+    parts = []
+    for name, pairs, size in (("training", train, options.batch_size), ("held-out", held_out, options.microbatch)):
+        tokenized = tokenize_pairs(pairs, pretrained.tokenizer, max_length=options.max_length)
+        if not tokenized.pairs:
+            raise ValueError(f"no {name} pairs are left after tokenization with --max-length {options.max_length}")
+        parts.append(PreferenceData(tokenized, batch_size=size, seed=options.seed, pad_id=pad_id))
+        notes.append(
+            f"{len(tokenized.pairs)} {name} pairs, {tokenized.truncated} truncated, {len(tokenized.dropped)} dropped"
+        )
+    return Prepared(*parts, notes, hashlib.sha256(source).hexdigest()[:16])
+
+
+def algorithm_of(options: Dpo, pretrained: Pretrained, steps: int) -> Algorithm:
+    """The Algorithm the options ask for, starting from the pretrained weights."""
+    peak = options.learning_rate if options.learning_rate is not None else (2e-4 if options.lora else 1e-5)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 10), max(2, steps), 0.1 * peak)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
+    network = pretrained.network.starting_from(pretrained.params)
+    shared: dict[str, Any] = {
+        "beta": options.beta,
+        "trainable": is_adapter if options.lora else None,
+        "microbatches": options.batch_size // options.microbatch,
+    }
+    if options.loss == "simpo":
+        return preferences.simpo(network, optimizer, gamma=options.gamma, **shared)
+    if options.loss == "orpo":
+        return preferences.orpo(network, optimizer, **shared)
+    if options.loss == "cpo":
+        return preferences.cpo(network, optimizer, **shared)
+    loss = LOSSES[options.loss]
+    if options.loss in SMOOTHED:
+        loss = functools.partial(loss, label_smoothing=options.label_smoothing)
+    return preferences.dpo(network, optimizer, loss=loss, reference="batch", **shared)
+
+
+def _check(options: Dpo) -> None:
+    if options.batch_size % options.microbatch:
+        raise ValueError(f"--batch-size {options.batch_size} is not a multiple of --microbatch {options.microbatch}")
+    if options.seeds < 1 or options.epochs <= 0:
+        raise ValueError(f"--seeds and --epochs must be positive, got {options.seeds} and {options.epochs}")
+    if options.label_smoothing and options.loss not in SMOOTHED:
+        raise ValueError(f"--label-smoothing is for {', '.join(SMOOTHED)}; --loss {options.loss} has none")
+    if options.loss == "exo" and not options.label_smoothing:
+        raise ValueError("--loss exo needs --label-smoothing above 0")
+
+
+def _pad_id(pretrained: Pretrained) -> int:
+    if pretrained.tokenizer is None:
+        raise ValueError("the model's folder has no tokenizer.json, without which text cannot be read")
+    return pretrained.tokenizer.pad_id or 0
+
+
+def _fingerprint(options: Dpo, pretrained: Pretrained, data: Prepared) -> dict[str, Any]:
+    """What must be the same when a run is resumed: every option that changes the numbers, the data and the weights."""
+    free = {"out", "resume", "checkpoint_every", "export", "data", "model"}
+    fixed = {name: value for name, value in dataclasses.asdict(options).items() if name not in free}
+    weights = hashlib.sha256(np.asarray(jax.device_get(digests(pretrained.params))).tobytes()).hexdigest()[:16]
+    return {**fixed, "data": data.digest, "model": weights}
+
+
+def _collect(pairs: PreferenceData, score: Callable[..., Any], params: Any, title: str) -> PairLogProbs:
+    """Score all pairs under `params`, in NumPy and in the order of the pairs, with a progress bar."""
+    batches = math.ceil(len(pairs) / pairs.batch_size)
+    ticks = iter(track(range(batches), description=title, transient=True))
+
+    def one(batch: Any) -> Any:
+        next(ticks, None)
+        return score(params, batch)
+
+    return pairs.collect(one)
+
+
+def _reference(
+    path: Path, identity: dict[str, Any], pairs: PreferenceData, score: Callable[..., Any], pretrained: Pretrained,
+    console: Console,
+) -> PairLogProbs:  # fmt: skip
+    """The untuned model's log-probabilities, kept in the run directory for as long as they are of the same run."""
+    text = json.dumps(identity, sort_keys=True)
+    if path.exists():
+        with np.load(path) as kept:
+            if str(kept["identity"]) == text:
+                return PairLogProbs(*(kept[name] for name in PairLogProbs._fields))
+        console.print(f"{path.name} is of another run; scoring the reference again")
+    # Adapters start at zero, so these parameters are the reference with or without them.
+    scored = _collect(pairs, score, pretrained.params, f"Scoring the reference, {path.stem.removeprefix('reference_')}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, identity=text, **scored._asdict())
+    partial.replace(path)
+    return scored
+
+
+def _lane(state: Any, index: int) -> Any:
+    lane = jax.tree.map(lambda x: x[index], state.replace(frozen=None))
+    return lane.replace(frozen=state.frozen)

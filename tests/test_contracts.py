@@ -1,0 +1,187 @@
+"""One suite for every Algorithm in the package; `test_no_algorithm_is_left_out` sees that each has its case."""
+
+import importlib
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxalign
+from jaxalign import Algorithm, Network, gradient_algorithm, networks, preferences
+from jaxalign.runtime.checkpoint import Checkpoints
+
+
+class Case(NamedTuple):
+    algorithm: Algorithm
+    batch: Any
+    covers: tuple[str, ...] = ()  # factories beyond the one the case is named after
+
+
+def regression() -> Case:
+    network = Network.from_linen(networks.MLP((4, 1)), jnp.zeros((1, 3)))
+
+    def objective(params, batch, key):
+        x, y = batch
+        noise = 0.01 * jax.random.normal(key, y.shape)
+        error = network.apply(params, x)[:, 0] - y - noise
+        return jnp.mean(error**2), {"mse": jnp.mean(error**2)}
+
+    x = jax.random.normal(jax.random.key(3), (8, 3))
+    return Case(gradient_algorithm(network, objective, optax.adam(1e-2), microbatches=2), (x, x.sum(axis=1)))
+
+
+def replicated() -> Case:
+    inner, (x, y) = regression().algorithm, regression().batch
+    return Case(jaxalign.replicate(inner, 2), (jnp.stack([x, x]), jnp.stack([y, -y])))
+
+
+def pairs(batch: int = 4, length: int = 6) -> preferences.PreferenceBatch:
+    tokens = jax.random.randint(jax.random.key(5), (2, batch, length), 0, 11)
+    mask = jnp.arange(length)[None, :] >= jnp.arange(2, 2 + batch)[:, None]
+    return preferences.PreferenceBatch(tokens[0], mask, tokens[1], mask)
+
+
+def language_model(**options) -> networks.TransformerConfig:
+    sizes = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_layers": 2}
+    return networks.TransformerConfig(**sizes, num_heads=2, num_kv_heads=1, head_dim=4, **options)
+
+
+def direct() -> Case:
+    network = networks.transformer(language_model())
+    return Case(preferences.dpo(network, optax.adamw(1e-2), beta=0.1), pairs())
+
+
+def direct_lora() -> Case:
+    network = networks.transformer(language_model(lora_rank=2, lora_alpha=4.0))
+    algorithm = preferences.dpo(
+        network, optax.adam(1e-2), beta=0.1, trainable=networks.is_adapter, microbatches=2, loss=preferences.ipo_loss
+    )
+    return Case(algorithm, pairs())
+
+
+def reference_free(factory, **options) -> Case:
+    return Case(factory(networks.transformer(language_model()), optax.sgd(1e-2), beta=0.5, **options), pairs())
+
+
+CASES = {
+    "gradient_algorithm": regression,
+    "replicate": replicated,
+    "dpo": direct,
+    "dpo with adapters": direct_lora,
+    "simpo": lambda: reference_free(preferences.simpo, gamma=0.5),
+    "orpo": lambda: reference_free(preferences.orpo),
+    "cpo": lambda: reference_free(preferences.cpo),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request) -> Case:
+    return CASES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def run(case):
+    """Two jitted steps; the traces are counted."""
+    traces = []
+
+    def counted(state, batch):
+        traces.append(1)
+        return case.algorithm.step(state, batch)
+
+    step = jax.jit(counted)
+
+    def two_steps(key):
+        state = jax.jit(case.algorithm.init)(key)
+        state, _ = step(state, case.batch)
+        return step(state, case.batch)
+
+    state, metrics = two_steps(jax.random.key(0))
+    return two_steps, state, metrics, traces
+
+
+def leaf_bytes(tree) -> list[bytes]:
+    data = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(data)]
+
+
+def test_state_is_arrays_only(case):
+    state = case.algorithm.init(jax.random.key(0))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
+
+
+def test_step_keeps_the_type_of_the_state(case):
+    state = jax.eval_shape(case.algorithm.init, jax.random.key(0))
+    new, _ = jax.eval_shape(case.algorithm.step, state, case.batch)
+    assert jax.tree.structure(state) == jax.tree.structure(new)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(state)] == [(x.shape, x.dtype) for x in jax.tree.leaves(new)]
+
+
+def test_second_call_does_not_recompile(run):
+    two_steps, _, _, traces = run
+    two_steps(jax.random.key(8))
+    assert len(traces) == 1
+
+
+def test_metrics_are_finite(run):
+    _, _, metrics, _ = run
+    assert metrics
+    assert all(np.isfinite(np.asarray(x)).all() for x in metrics.values())
+
+
+def test_same_seed_is_bit_equal(run):
+    two_steps, state, metrics, _ = run
+    again = two_steps(jax.random.key(0))
+    assert leaf_bytes((state, metrics)) == leaf_bytes(again)
+
+
+def test_seeds_differ(run):
+    two_steps, state, _, _ = run
+    other, _ = two_steps(jax.random.key(1))
+    assert leaf_bytes(state.params) != leaf_bytes(other.params)
+
+
+def test_step_changes_what_is_trained_and_nothing_else(case, run):
+    _, state, _, _ = run
+    start = case.algorithm.init(jax.random.key(0))
+    assert leaf_bytes(start.params) != leaf_bytes(state.params)
+    assert leaf_bytes(start.frozen) == leaf_bytes(state.frozen)
+    assert leaf_bytes(start.reference) == leaf_bytes(state.reference)
+
+
+def test_vmap_over_seeds_equals_each_seed(case, run):
+    keys = jax.random.split(jax.random.key(2), 2)
+
+    def losses(key):
+        _, metrics = jaxalign.train(case.algorithm, key, jax.tree.map(lambda x: jnp.stack([x, x]), case.batch))
+        return metrics["loss"]
+
+    together = jax.jit(jax.vmap(losses))(keys)
+    alone = jnp.stack([jax.jit(losses)(key) for key in keys])
+    np.testing.assert_allclose(together, alone, rtol=2e-4, atol=1e-6)
+
+
+def test_state_round_trips_through_a_checkpoint(case, run, tmp_path):
+    _, state, _, _ = run
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, state, {"step": 2})
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(state)
+    assert restored is not None
+    assert leaf_bytes(restored.state) == leaf_bytes(state)
+
+
+def test_no_algorithm_is_left_out():
+    found = set()
+    for name in ("jaxalign", *(f"jaxalign.{domain}" for domain in jaxalign.DOMAINS)):
+        module = importlib.import_module(name)
+        for attribute in getattr(module, "__all__", ()):
+            value = getattr(module, attribute)
+            if inspect.isfunction(value) and inspect.get_annotations(value).get("return") in (Algorithm, "Algorithm"):
+                found.add(attribute)
+    assert found
+    assert found <= CASES.keys(), f"give these a case: {sorted(found - CASES.keys())}"
