@@ -229,7 +229,7 @@ def _accumulate(
     """The weighted mean over `parts` equal parts of the batch of what `gradient` returns."""
     rows = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
     if len(rows) != 1 or rows[0] % parts:
-        raise ValueError(f"gradient_algorithm: a batch with leading axes {rows} does not split into {parts} microbatches")
+        raise ValueError(f"gradient_algorithm: a batch of leading axes {rows} does not split into {parts} microbatches")
     split = jax.tree.map(lambda x: x.reshape(parts, rows[0] // parts, *x.shape[1:]), batch)
     keys = jax.random.split(key, parts)
 

@@ -51,7 +51,7 @@ def sweep(
     if any(not shape for _, shape in leaves) or len({shape[0] for _, shape in leaves}) > 1:
         raise ValueError(f"sweep: leaves of `hypers` need one leading axis [H] in common, got {dict(leaves)}")
     if jnp.shape(keys)[:1] in ((), (0,)) or any(shape[0] == 0 for _, shape in leaves):
-        raise ValueError(f"sweep: needs at least one setting and one key, got {dict(leaves)} and keys {jnp.shape(keys)}")
+        raise ValueError(f"sweep: needs at least one setting and one key, got {dict(leaves)}, keys {jnp.shape(keys)}")
     return _sweep(run, mesh, mode, hypers, keys)
 
 

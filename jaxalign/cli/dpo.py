@@ -14,15 +14,15 @@ Loss = Literal[
 class Dpo:
     """Tune a language model on preference pairs with DPO or another loss of its family.
 
-    The run directory gets metrics.jsonl, TensorBoard logs, checkpoints, report.html, results.json and the tuned model as a
-    Hugging Face folder (model/). A stopped run goes on with --resume, exactly where it was.
+    The run directory gets metrics.jsonl, TensorBoard logs, checkpoints, report.html, results.json and the tuned model
+    as a Hugging Face folder (model/). A stopped run goes on with --resume, exactly where it was.
 
     Example: jaxalign dpo --data pairs.jsonl.gz --lora --out runs/first
     """
 
     data: Path | None = None
-    """Preference pairs: JSONL, JSON (either may be .gz) or Parquet, with prompt/chosen/rejected, or with chosen/rejected
-    dialogues. Default: a small set of right and wrong answers that comes with jaxalign."""
+    """Preference pairs: JSONL, JSON (either may be .gz) or Parquet, with prompt/chosen/rejected, or with
+    chosen/rejected dialogues. Default: a small set of right and wrong answers that comes with jaxalign."""
     model: str = "smollm2-135m"
     """A Hugging Face folder, a .gguf file, or the name smollm2-135m."""
     out: Path = Path("runs/dpo")
@@ -68,6 +68,8 @@ class Dpo:
 
     def run(self) -> None:
         """Load, split, score the reference, train, evaluate, report."""
+        from rich.console import Console
+
         from jaxalign.cli.dpo_run import run
 
-        run(self)
+        run(self, Console())

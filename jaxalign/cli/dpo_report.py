@@ -45,8 +45,8 @@ def measure(before: PairLogProbs, after: PairLogProbs, *, beta: float, seed: int
 
 def write_report(
     options: Dpo, notes: list[str], metrics: dict[str, np.ndarray], before: PairLogProbs, after: PairLogProbs
-) -> Report:
-    """results.json, report.html and PNG curves in the run directory; the Report is returned to be printed."""
+) -> tuple[Report, dict[str, dict[str, Any]]]:
+    """Write results.json, report.html and PNG curves; return the Report, to be printed, and `measure`'s results."""
     results = measure(before, after, beta=options.beta, seed=options.seed)
     pairs, seeds = before.chosen.shape[0], after.chosen.shape[0]
     report = Report(f"{options.loss} on {options.data.name if options.data else 'the embedded pairs'}")
@@ -78,7 +78,7 @@ def write_report(
         report.figure(figure, caption=title)
     report.write(options.out / "report.html")
     (options.out / "results.json").write_text(json.dumps({"held_out_pairs": pairs, **results}, indent=2) + "\n")
-    return report
+    return report, results
 
 
 def _interval(key: Any, values: np.ndarray) -> tuple[float, float, float]:

@@ -61,9 +61,8 @@ class Prepared(NamedTuple):
     digest: str
 
 
-def run(options: Dpo) -> None:
-    """The whole job, in the order a reader would tell it."""
-    console = Console()
+def run(options: Dpo, console: Console) -> dict[str, dict[str, Any]]:
+    """The whole job, in the order a reader would tell it; returns what was measured on the held-out pairs."""
     if not options.resume and (options.out / "checkpoints").exists():
         raise FileExistsError(f"{options.out} holds a run: add --resume to go on with it, or choose another --out")
     _check(options)
@@ -105,7 +104,7 @@ def run(options: Dpo) -> None:
     lanes = [_lane(state, i) for i in range(options.seeds)] if options.seeds > 1 else [state]
     held_out = [_collect(data.held_out, score, lane.all_params, "Scoring the tuned model") for lane in lanes]
     after = PairLogProbs(*(np.stack(field) for field in zip(*held_out, strict=True)))
-    report = write_report(options, data.notes, metrics, before["held_out"], after)
+    report, results = write_report(options, data.notes, metrics, before["held_out"], after)
     report.print(console)
     if options.export:
         folder = options.out / "model"
@@ -114,6 +113,7 @@ def run(options: Dpo) -> None:
         save_pretrained(folder, pretrained._replace(params=lanes[0].all_params))
         console.print(f"The tuned model{' of the first seed' if options.seeds > 1 else ''} is in {folder}")
     console.print(f"Report: {options.out / 'report.html'}")
+    return results
 
 
 def prepare(options: Dpo, pretrained: Pretrained, *, pad_id: int) -> Prepared:

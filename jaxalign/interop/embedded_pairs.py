@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxalign.interop.preference_files import PreferencePair
 
-SEED = 20250307
+SEED = 20261121
 CONSONANTS, VOWELS, ALPHABET = "bdfgklmnprstvz", "aeiou", "abcdefghijklmnopqrstuvwxyz"
 
 OPPOSITES = (
@@ -49,8 +49,8 @@ def embedded_preferences() -> tuple[list[PreferencePair], list[PreferencePair]]:
 
     Each answer starts with a space. The right and the wrong answers of a task have the same lengths and, as nearly as
     the task allows, the same distribution over characters, so that only reading the prompt tells them apart:
-    "larger" and "smaller" ask about the same kind of numbers, "earlier" and "later" about the same letters, a wrong word
-    has one letter of the right one replaced, and wrong facts are the right answers to other questions.
+    "larger" and "smaller" ask about the same kind of numbers, "earlier" and "later" about the same letters, a wrong
+    word has one letter of the right one replaced, and wrong facts are the right answers to other questions.
     """
     train: list[PreferencePair] = []
     held_out: list[PreferencePair] = []

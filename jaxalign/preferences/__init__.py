@@ -20,6 +20,16 @@ from jaxalign.preferences.direct import (
     log_ratios,
     robust_dpo_loss,
 )
+from jaxalign.preferences.direct_training import (
+    PairLogProbs,
+    completion_log_probs,
+    cpo,
+    dpo,
+    orpo,
+    pair_log_probs,
+    simpo,
+)
+from jaxalign.preferences.evaluation import PairScores, score_pairs
 from jaxalign.preferences.kto import batch_kl, kto_loss
 from jaxalign.preferences.log_probs import chunked_sequence_log_probs, sequence_log_probs, token_log_probs
 from jaxalign.preferences.modifiers import (
@@ -41,6 +51,8 @@ from jaxalign.preferences.pointwise import (
 from jaxalign.preferences.reference_free import cpo_loss, orpo_loss, simpo_loss
 
 __all__ = [
+    "PairLogProbs",
+    "PairScores",
     "PreferenceBatch",
     "alpha_score",
     "aot_loss",
@@ -52,9 +64,12 @@ __all__ = [
     "bradley_terry_loss",
     "centering_penalty",
     "chunked_sequence_log_probs",
+    "completion_log_probs",
+    "cpo",
     "cpo_loss",
     "davidson_loss",
     "discopop_loss",
+    "dpo",
     "dpo_loss",
     "exo_pair_loss",
     "hinge_loss",
@@ -66,10 +81,14 @@ __all__ = [
     "log_ratios",
     "mixture_loss",
     "nca_pair_loss",
+    "orpo",
     "orpo_loss",
+    "pair_log_probs",
     "plackett_luce_loss",
     "robust_dpo_loss",
+    "score_pairs",
     "sequence_log_probs",
+    "simpo",
     "simpo_loss",
     "sppo_hard_loss",
     "token_log_probs",

@@ -18,7 +18,7 @@ def log_ratios(
     reference_chosen_logps: ArrayLike,
     reference_rejected_logps: ArrayLike,
 ) -> tuple[Array, Array]:
-    """(c, r): how much likelier, in nats, the policy makes each completion than the reference does."""
+    """(c, r), [B] each: how much likelier, in nats, the policy makes each completion than the reference does."""
     policy_chosen, policy_rejected, reference_chosen, reference_rejected = as_float(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
     )
@@ -38,8 +38,9 @@ def dpo_loss(
 
     loss = -(1 - label_smoothing) log_sigmoid(beta D) - label_smoothing log_sigmoid(-beta D)
 
-    label_smoothing > 0, the probability that a label is flipped, gives conservative DPO. TRL's "sigmoid" has no
-    label smoothing: it leaves the option unused there. Rafailov et al., arXiv:2305.18290 eq. 7.
+    Takes four summed log-probabilities [B], nats; returns [B]. label_smoothing > 0, the probability that a label is
+    flipped, gives conservative DPO; TRL's "sigmoid" leaves its label smoothing unused.
+    Rafailov et al., arXiv:2305.18290 eq. 7.
 
     >>> float(dpo_loss(-1.0, -1.0, -2.0, -2.0, beta=0.1))
     0.6931471824645996
@@ -107,7 +108,7 @@ def hinge_loss(
     *,
     beta: ArrayLike,
 ) -> Array:
-    """relu(1 - beta D). Liu et al. (RSO), arXiv:2309.06657, after SLiC."""
+    """relu(1 - beta D), [B]. Liu et al. (RSO), arXiv:2309.06657, after SLiC."""
     c, r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return jax.nn.relu(1.0 - beta * (c - r))
 
@@ -174,7 +175,8 @@ def discopop_loss(
 
     x = beta D;  m = sigmoid(x / temperature);  loss = -(1 - m) log_sigmoid(x) + m exp(-x)
 
-    Not convex, and its slope changes sign near D = 0. 0 < temperature < 1. Lu et al., arXiv:2406.08414 eq. 5.
+    Returns [B]. Not convex, and its slope changes sign near D = 0. 0 < temperature < 1.
+    Lu et al., arXiv:2406.08414 eq. 5.
     """
     c, r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     x = beta * (c - r)

@@ -34,8 +34,8 @@ def completion_log_probs(
 ) -> Array:
     """log p(completion | prompt), summed over the tokens that mask[B, T] marks in tokens[B, T] -> [B], nats.
 
-    A LanguageModel's vocabulary is scored in chunks of `chunk_size` tokens and its logits [B, T, V] never exist at once;
-    of any other Network `apply(params, tokens)` gives the logits.
+    A LanguageModel's vocabulary is scored in chunks of `chunk_size` tokens, so its logits [B, T, V] never exist at
+    once; of any other Network `apply(params, tokens)` gives the logits.
     """
     if isinstance(network, LanguageModel):
         hidden, unembedding = network.hidden(params, tokens), network.unembedding(params)
@@ -70,7 +70,7 @@ def dpo(
 ) -> Algorithm:
     """Direct preference optimisation, and with another `loss` every member of its family.
 
-    objective = mean_i [ loss(c_i, r_i, c_ref_i, r_ref_i, beta) - nll_weight * c_i / |chosen_i| ], over valid pairs, where
+    objective = mean_i [ loss(c_i, r_i, c_ref_i, r_ref_i, beta) - nll_weight * c_i / |chosen_i| ] over valid pairs i;
     c and r are summed completion log-probabilities under the policy and c_ref, r_ref those under the reference
     (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
 
@@ -84,8 +84,8 @@ def dpo(
         trainable, microbatches: as in `gradient_algorithm`; parts are weighted by their valid pairs. Losses that sort
             over the batch (aot) see one part at a time.
 
-    Batches are PreferenceBatch records, or mappings with its field names. Metrics: TRL's names, in nats (`rewards/*` are
-    beta times log-ratios), averaged over valid pairs, and `displacement/chosen`, the mean change of the chosen
+    Batches are PreferenceBatch records, or mappings with its field names. Metrics: TRL's names, in nats (`rewards/*`
+    are beta times log-ratios), averaged over valid pairs, and `displacement/chosen`, the mean change of the chosen
     log-probability since the reference, which falls below 0 when training pushes both answers down.
     Raises ValueError for an unknown `reference`, or a batch that lacks the reference it should bring.
     """
@@ -119,7 +119,8 @@ def dpo(
             raise ValueError("dpo(reference='batch'): the batch has no reference_chosen_logps")
         if reference == "initial":
             params = merge(state.reference, state.frozen)
-            scored = _in_parts(lambda part: pair_log_probs(network, params, part, chunk_size=chunk_size), batch, microbatches)
+            score = functools.partial(pair_log_probs, network, params, chunk_size=chunk_size)
+            scored = _in_parts(score, batch, microbatches)
             batch = batch._replace(reference_chosen_logps=scored.chosen, reference_rejected_logps=scored.rejected)
         if reference == "none":
             batch = batch._replace(reference_chosen_logps=None, reference_rejected_logps=None)
@@ -131,7 +132,7 @@ def dpo(
 def simpo(
     network: Network, optimizer: optax.GradientTransformation, *, beta: ArrayLike, gamma: ArrayLike, **options: Any
 ) -> Algorithm:
-    """SimPO: `simpo_loss` on mean log-probabilities, no reference; `options` as in `dpo`. Batches as in `dpo` [B, T]."""
+    """SimPO: `simpo_loss` on mean log-probabilities, no reference; `options` and batches ([B, T]) as in `dpo`."""
 
     def loss(chosen: Array, rejected: Array, *_: Array, beta: ArrayLike) -> Array:
         return simpo_loss(chosen, rejected, beta=beta, gamma=gamma)
@@ -140,7 +141,7 @@ def simpo(
 
 
 def orpo(network: Network, optimizer: optax.GradientTransformation, *, beta: ArrayLike, **options: Any) -> Algorithm:
-    """ORPO: chosen NLL per token plus the odds-ratio term `orpo_loss` (beta is its weight). Batches as in `dpo` [B, T]."""
+    """ORPO: chosen NLL per token plus the odds-ratio term `orpo_loss` (weight beta). Batches ([B, T]) as in `dpo`."""
 
     def loss(chosen: Array, rejected: Array, *_: Array, beta: ArrayLike) -> Array:
         return orpo_loss(chosen, rejected, beta=beta)
@@ -149,7 +150,7 @@ def orpo(network: Network, optimizer: optax.GradientTransformation, *, beta: Arr
 
 
 def cpo(network: Network, optimizer: optax.GradientTransformation, *, beta: ArrayLike, **options: Any) -> Algorithm:
-    """CPO: `cpo_loss` on summed log-probabilities plus the chosen NLL per token. Batches as in `dpo` [B, T]."""
+    """CPO: `cpo_loss` on summed log-probabilities plus the chosen NLL per token. Batches ([B, T]) as in `dpo`."""
 
     def loss(chosen: Array, rejected: Array, *_: Array, beta: ArrayLike) -> Array:
         return cpo_loss(chosen, rejected, beta=beta)
@@ -163,7 +164,9 @@ def _reference(batch: PreferenceBatch, policy: PairLogProbs) -> tuple[Array, Arr
     return batch.reference_chosen_logps, batch.reference_rejected_logps
 
 
-def _metrics(chosen: Array, rejected: Array, reference_chosen: Array, reference_rejected: Array, *, beta: ArrayLike) -> Metrics:
+def _metrics(
+    chosen: Array, rejected: Array, reference_chosen: Array, reference_rejected: Array, *, beta: ArrayLike
+) -> Metrics:
     chosen_rewards = beta * (chosen - reference_chosen)
     rejected_rewards = beta * (rejected - reference_rejected)
     return {

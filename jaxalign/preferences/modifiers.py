@@ -15,7 +15,7 @@ PairLoss = Callable[..., Array]
 
 
 def with_divergence(loss: PairLoss, score: Callable[[Array], Array]) -> PairLoss:
-    """The pair loss under another f-divergence than the reverse KL: `loss` of score(c) and score(r) for c and r.
+    """The pair loss ([B] as `loss`) under another f-divergence: `loss` of score(c) and score(r) for c and r.
 
     loss: any that depends on c and r alone, as all of DPO's family but `aot_loss` do.
     score: maps a log-ratio u = log(policy / reference) to f'(exp(u)): `jensen_shannon_score`, `alpha_score`, or

@@ -22,7 +22,7 @@ def nca_pair_loss(
 
     loss = -log_sigmoid(beta c) - 1/2 log_sigmoid(-beta c) - 1/2 log_sigmoid(-beta r)
 
-    Chen et al., arXiv:2402.05369.
+    Returns [B]. Chen et al., arXiv:2402.05369.
     """
     c, r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     noise = jax.nn.log_sigmoid(-beta * c) + jax.nn.log_sigmoid(-beta * r)
@@ -61,7 +61,7 @@ def sppo_hard_loss(
 
     loss = (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2;  1 / beta is the paper's eta.
 
-    Wu et al., arXiv:2405.00675 eq. 4.7 with P = 1 and 0.
+    Returns [B]. Wu et al., arXiv:2405.00675 eq. 4.7 with P = 1 and 0.
     """
     c, r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return jnp.square(c - 0.5 / beta) + jnp.square(r + 0.5 / beta)
@@ -77,7 +77,7 @@ def apo_zero_loss(
 ) -> Array:
     """Anchored preference optimisation where the chosen answers are better than the policy's own: c up, r down.
 
-    loss = 1 - sigmoid(beta c) + sigmoid(beta r).  D'Oosterlinck et al., arXiv:2408.06266 eq. 7.
+    loss = 1 - sigmoid(beta c) + sigmoid(beta r), [B].  D'Oosterlinck et al., arXiv:2408.06266 eq. 7.
     """
     c, r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return jax.nn.sigmoid(-beta * c) + jax.nn.sigmoid(beta * r)
@@ -93,7 +93,7 @@ def apo_down_loss(
 ) -> Array:
     """Anchored preference optimisation where the chosen answers are worse than the policy's own: both down, r more.
 
-    loss = sigmoid(beta c) + 1 - sigmoid(beta D).  D'Oosterlinck et al., arXiv:2408.06266 eq. 8.
+    loss = sigmoid(beta c) + 1 - sigmoid(beta D), [B].  D'Oosterlinck et al., arXiv:2408.06266 eq. 8.
     """
     c, r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return jax.nn.sigmoid(beta * c) + jax.nn.sigmoid(-beta * (c - r))

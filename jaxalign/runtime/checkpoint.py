@@ -174,8 +174,8 @@ class Checkpoints:
         shapes = {name: f"{x.dtype}{list(x.shape)}" for name, x in named_leaves(like).items()}
         now = shapes | {name: text for name, (text, _) in self._frozen.items()}
         then = {name: text for name, (text, _) in meta["leaves"].items()}
-        if differing := sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)):
-            name = differing[0]
+        if differing := [name for name in now.keys() | then.keys() if now.get(name) != then.get(name)]:
+            name = min(differing, key=lambda name: (not name.startswith("params/"), name))  # the most telling
             raise ValueError(
                 f"fit: {self.directory.parent} holds a run of another algorithm: {name} is {then.get(name, 'absent')} "
                 f"in the checkpoint and {now.get(name, 'absent')} in the state ({len(differing)} leaves differ)"

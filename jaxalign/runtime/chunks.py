@@ -93,7 +93,7 @@ class ArrayBatches:
         self._take = jax.jit(_take)
 
     def spec(self, step: int) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batches)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], _dtype(x)), self.batches)
 
     def rows(self, start: int, most: int) -> Iterator[Any]:
         for i in range(start, start + most):
@@ -141,7 +141,8 @@ def batches_from(batches: Any, steps: int) -> Batches:
 
 
 def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    """The dtype that `x` has inside jit: int32 for NumPy's int64, unless 64-bit numbers are enabled."""
+    return x.dtype if isinstance(x, jax.Array) else jnp.result_type(x)
 
 
 def _take(batches: Any, i: Any) -> Any:

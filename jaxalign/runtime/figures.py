@@ -107,11 +107,13 @@ def _panel(axes, values: np.ndarray, steps: np.ndarray | None, *, colour: str, b
     else:
         middle, low, high = lane_band(values, band=band)
         what = "95% bootstrap interval" if band == "bootstrap" else "range"
-        axes.fill_between(steps, low, high, color=colour, alpha=0.22, linewidth=0)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.3, linewidth=0)
         label = "interquartile mean" if values.shape[1] >= 4 else "mean"
         axes.plot(steps, middle, color=colour, linewidth=1.4, marker=marker, label=f"{label}, {values.shape[1]} lanes")
-        axes.fill_between([], [], [], color=colour, alpha=0.22, linewidth=0, label=what)
+        axes.fill_between([], [], [], color=colour, alpha=0.3, linewidth=0, label=what)
         axes.legend(frameon=False, fontsize=7)
+    if len(kept) > 1:  # the whole run, also where the last values are not finite
+        axes.set_xlim(steps[0], steps[-1])
     axes.grid(color="0.85", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -87,8 +87,8 @@ def fit(
     Returns the final state, and metrics as NumPy arrays [steps, ...] by name, from step 0: those of steps before a
     resume are read back from `metrics.jsonl`, where numbers are exact.
 
-    The state is donated from step to step, but a copy of what `init` returned is; `state.frozen` is neither copied,
-    donated nor checkpointed: on resume `init` gives it again, and it must be what it was.
+    Steps reuse the state's memory, beginning with a copy, so arrays that `init` returned stay valid. `state.frozen`
+    is neither copied nor checkpointed: on resume `init` gives it again, and it must be what it was.
 
     Raises FileExistsError if `directory` holds a run and `resume` is False; ValueError if what is resumed is another
     algorithm or configuration (naming what differs); NonFiniteError at the first chunk with a NaN or infinity, which is
@@ -108,8 +108,7 @@ def fit(
             carried = run.resume(stack.enter_context(store), carried, steps)
             run.open_log(stack, tensorboard)
         console = _console(progress) if run.step < steps else None
-        bar = TrainingProgress(console, steps=steps, start=run.step, tokens_per_step=tokens_per_step)
-        stack.enter_context(bar)
+        bar = stack.enter_context(TrainingProgress(console, steps=steps, start=run.step, tokens_per_step=tokens_per_step))
         while run.step < steps and stop.received is None:
             carried, metrics, count = program.run(carried, frozen, source, run.step, pace.most(run.step, steps))
             run.record(carried, metrics, count)
@@ -117,15 +116,21 @@ def fit(
             bar.update(run.step, metrics)
             if pace.checkpoint_due(run.step):
                 run.save(carried)
-            try:
-                for callback in callbacks:
-                    callback(run.step, join_frozen(carried, frozen), metrics)
-            except StopTraining:
+            if _told_to_stop(callbacks, run.step, join_frozen(carried, frozen), metrics):
                 break
         run.finish(carried)
         if stop.received is not None:
             raise Preempted(run.preempted_message(stop.received.name, steps))
     return join_frozen(carried, frozen), run.metrics()
+
+
+def _told_to_stop(callbacks: Sequence[Callback], step: int, state: Any, metrics: dict[str, np.ndarray]) -> bool:
+    try:
+        for callback in callbacks:
+            callback(step, state, metrics)
+    except StopTraining:
+        return True
+    return False
 
 
 class _Pace:

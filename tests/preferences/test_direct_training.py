@@ -1,4 +1,4 @@
-"""dpo as an Algorithm: the loss by hand, references, padding, accumulation, adapters, and a preference it must learn."""
+"""dpo as an Algorithm: the loss by hand, references, padding, accumulation, adapters, and what it must learn."""
 
 import chex
 import jax

@@ -74,12 +74,9 @@ def test_batch_shapes_that_vary_compile_once_each():
     runs = {}
     for mode in ("scan", "step"):
         algorithm, traces = counting(regression())
-        seen: list[int] = []
-        note = (lambda seen: lambda step, state, metrics: seen.append(step))(seen)
-        state, metrics = fit(algorithm, KEY, bucketed, steps=16, chunk=8, mode=mode, callbacks=[note], progress=False)
+        state, metrics = fit(algorithm, KEY, bucketed, steps=16, chunk=8, mode=mode, progress=False)
         assert len(traces) == 3
         assert metrics["loss"].shape == (16,)
-        assert seen[:3] == [1, 3, 4]
         runs[mode] = state
     by_hand, step = regression().init(KEY), jax.jit(regression().step)
     for i in range(16):
