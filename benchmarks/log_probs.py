@@ -1,6 +1,7 @@
 """What do sequence log-probabilities and their gradient cost with the full [B, T, V] logits, and chunk by chunk?
 
-Value and gradient with respect to hidden states and unembedding, at the head of SmolLM2-135M (D = 576, V = 49,152).
+Value and gradient at the head of SmolLM2-135M (D = 576, V = 49,152) with respect to hidden states and unembedding, or
+to hidden states alone where the head is frozen, as under LoRA. Tokens and mask are data, unknown when compiling.
 FLOPs count the products that the full form needs, also where a mask lets the chunked form skip some and where it
 computes some twice.
 """
@@ -17,18 +18,21 @@ from jaxalign.preferences import chunked_sequence_log_probs, sequence_log_probs
 def cases(quick: bool) -> list[dict[str, Any]]:
     """Full and chunked, with every token a completion token and with the first half prompt."""
     shape = {"B": 2, "T": 16, "D": 32, "V": 512} if quick else {"B": 4, "T": 128, "D": 576, "V": 49152}
-    chunks = (None, 8) if quick else (None, 32, 64, 128, 256)
+    chunks = (None, 8) if quick else (None, 32, 128, 256)
+    half = shape["T"] // 2
+    settings = [(prompt, "trained", chunk) for prompt in (0, half) for chunk in chunks]
+    settings += [(half, "frozen", chunk) for chunk in (None, chunks[-2] or chunks[-1])]
     return [
         {
-            "name": f"prompt {prompt}, {'full logits' if chunk is None else f'chunks of {chunk}'}",
+            "name": f"prompt {prompt}, {head} head, {'full logits' if chunk is None else f'chunks of {chunk}'}",
             **shape,
             "prompt": prompt,
+            "head": head,
             "chunk_size": chunk,
             "dtype": "float32",
-            "repeats": 3 if quick else 6,
+            "repeats": 3 if quick else 5,
         }
-        for prompt in (0, shape["T"] // 2)
-        for chunk in chunks
+        for prompt, head, chunk in settings
     ]
 
 
@@ -41,7 +45,7 @@ def run(case: dict[str, Any]) -> Measurement:
     tokens = jax.random.randint(token_key, (b, t), 0, v)
     mask = jnp.broadcast_to(jnp.arange(t)[None, :] >= case["prompt"], (b, t)).astype(jnp.float32)
 
-    def total(hidden: Any, unembedding: Any) -> Any:
+    def total(hidden: Any, unembedding: Any, tokens: Any, mask: Any) -> Any:
         if case["chunk_size"] is None:
             # One [B T, D] product, as fast as a backend multiplies: the full form at its best.
             logits = (hidden.reshape(b * t, d) @ unembedding.T).reshape(b, t, v)
@@ -49,20 +53,20 @@ def run(case: dict[str, Any]) -> Measurement:
         return jnp.sum(chunked_sequence_log_probs(hidden, unembedding, tokens, mask, chunk_size=case["chunk_size"]))
 
     def quality(output: Any) -> dict[str, float]:
-        value, (hidden_gradient, head_gradient) = output
-        return {
-            "sum_log_probs": float(value),
-            "hidden_gradient_norm": float(jnp.linalg.norm(hidden_gradient)),
-            "unembedding_gradient_norm": float(jnp.linalg.norm(head_gradient)),
-        }
+        value, gradients = output
+        norms = {f"{name}_gradient_norm": float(jnp.linalg.norm(g)) for name, g in zip(names, gradients, strict=True)}
+        return {"sum_log_probs": float(value), **norms}
 
+    names = ("hidden", "unembedding") if case["head"] == "trained" else ("hidden",)
     return measure(
-        jax.value_and_grad(total, argnums=(0, 1)),
+        jax.value_and_grad(total, argnums=tuple(range(len(names)))),
         hidden,
         unembedding,
+        tokens,
+        mask,
         unit="tokens",
         amount=b * t,
-        flops=6.0 * b * t * d * v,
+        flops=2.0 * (1 + len(names)) * b * t * d * v,
         dtype=case["dtype"],
         repeats=case["repeats"],
         quality=quality,

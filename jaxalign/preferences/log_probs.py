@@ -89,10 +89,10 @@ def chunked_sequence_log_probs(
         chunk_size: positions per chunk, static; peak extra memory is about two float32 [chunk_size, V] arrays.
         average: the mean per completion token in place of the sum.
 
-    Positions are ordered over the whole batch: where the batch is sharded over devices, call this inside `shard_map`,
-    or each device will do all of the work.
+    Positions are ordered over the whole batch: where the batch is sharded over devices, call this inside `shard_map`
+    (with check_vma=False), or each device will do all of the work.
 
-    Returns [B], float32 (float64 if the operands are). Differentiable once, by reverse mode.
+    Returns [B], float32 (float64 if the operands are). Derivatives are by reverse mode, or forward mode over that.
     Raises ValueError if chunk_size < 1.
     """
     hidden, unembedding, tokens, mask = (jnp.asarray(x) for x in (hidden, unembedding, tokens, mask))

@@ -108,7 +108,7 @@ def fit(
             carried = run.resume(stack.enter_context(store), carried, steps)
             run.open_log(stack, tensorboard)
         console = _console(progress) if run.step < steps else None
-        bar = stack.enter_context(TrainingProgress(console, steps=steps, start=run.step, tokens_per_step=tokens_per_step))
+        bar = stack.enter_context(TrainingProgress(console, steps=steps, start=run.step, tokens=tokens_per_step))
         while run.step < steps and stop.received is None:
             carried, metrics, count = program.run(carried, frozen, source, run.step, pace.most(run.step, steps))
             run.record(carried, metrics, count)

@@ -18,12 +18,12 @@ class TrainingProgress:
 
     console: where to; None shows nothing. A console that is not a terminal gets at most one line in ten seconds,
     beside the first and the last.
-    tokens_per_step: tokens in a step, or a function of the step; None if unknown.
+    tokens: tokens in a step, or a function of the step; None if unknown.
     """
 
-    def __init__(self, console: Console | None, *, steps: int, start: int, tokens_per_step: Tokens | None) -> None:
+    def __init__(self, console: Console | None, *, steps: int, start: int, tokens: Tokens | None) -> None:
         self._console, self._steps, self._start, self._done = console, steps, start, start
-        self._tokens = tokens_per_step
+        self._tokens = tokens
         self._clock = time.monotonic()
         self._compiled: tuple[float, int] | None = None  # when the first chunk was done, and the step it reached
         self._spoke = -SECONDS_BETWEEN_LINES

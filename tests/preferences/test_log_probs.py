@@ -151,6 +151,18 @@ def test_chunked_bfloat16_sums_in_float32(problem):
         np.testing.assert_allclose(x.astype(jnp.float32), y, rtol=0.02, atol=0.02 * float(jnp.abs(y).max()))
 
 
+def test_chunked_hessian_products_forward_over_reverse(problem):
+    hidden, unembedding, tokens, mask = problem
+
+    def product(score):
+        gradient = jax.grad(lambda h: score(h, unembedding, tokens, mask).sum())
+        return jax.jvp(gradient, (hidden,), (np.ones_like(hidden),))[1]
+
+    with jax.enable_x64(True):
+        ours = product(functools.partial(chunked_sequence_log_probs, chunk_size=4))
+        np.testing.assert_allclose(ours, product(unchunked), rtol=1e-9, atol=1e-11)
+
+
 def temporary_bytes(compiled):
     return compiled.memory_analysis().temp_size_in_bytes
 
