@@ -2,22 +2,23 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxalign.algorithm import Algorithm, TrainState
+from jaxalign.programs import largest_value
 from jaxalign.types import Array, Key, Metrics
 
 MODES = ("vmap", "map", "auto")
 
 # On a CPU, batching pays while it amortises per-operation overhead and stops once a lane's arrays outgrow
 # the cache: see benchmarks/sweep.py.
-CPU_VMAP_MAX_ELEMENTS = 1 << 15
+CPU_VMAP_MAX_ELEMENTS = 1 << 13
 
 
 def sweep(
@@ -84,18 +85,7 @@ def _sweep(run: Callable[[Any, Key], Any], mesh: Mesh | None, mode: str, hypers:
 def _choose(jaxpr: ClosedJaxpr) -> str:
     if jax.default_backend() != "cpu":
         return "vmap"
-    return "vmap" if max(_intermediate_sizes(jaxpr.jaxpr), default=0) <= CPU_VMAP_MAX_ELEMENTS else "map"
-
-
-def _intermediate_sizes(jaxpr: Jaxpr) -> Iterator[int]:
-    """Element counts of every value the program computes, those of nested programs included."""
-    for equation in jaxpr.eqns:
-        yield from (math.prod(getattr(var.aval, "shape", ())) for var in equation.outvars)
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: isinstance(v, Jaxpr | ClosedJaxpr)):
-            if isinstance(value, ClosedJaxpr):
-                yield from _intermediate_sizes(value.jaxpr)
-            elif isinstance(value, Jaxpr):
-                yield from _intermediate_sizes(value)
+    return "vmap" if largest_value(jaxpr) <= CPU_VMAP_MAX_ELEMENTS else "map"
 
 
 def replicate(algorithm: Algorithm, count: int, *, mode: str = "vmap") -> Algorithm:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr
 
 from jaxalign.algorithm import Algorithm, path_name
+from jaxalign.programs import has_primitive, largest_value
 from jaxalign.types import Array, Metrics
 
 MODES = ("auto", "scan", "step")
@@ -243,16 +244,4 @@ class Chunks:
 def _suits_a_loop(jaxpr: ClosedJaxpr) -> bool:
     if jax.default_backend() != "cpu":
         return True
-    return not any(
-        equation.primitive.name == "conv_general_dilated"
-        or any(np.prod(getattr(var.aval, "shape", ())) > CPU_SCAN_MAX_ELEMENTS for var in equation.outvars)
-        for equation in _equations(jaxpr.jaxpr)
-    )
-
-
-def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: isinstance(v, Jaxpr | ClosedJaxpr)):
-            if isinstance(value, Jaxpr | ClosedJaxpr):
-                yield from _equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+    return largest_value(jaxpr) <= CPU_SCAN_MAX_ELEMENTS and not has_primitive(jaxpr, "conv_general_dilated")

@@ -232,7 +232,7 @@ class _Run:
     def preempted_message(self, signal_name: str, steps: int) -> str:
         return (
             f"{signal_name} received: stopped after {self.step} of {steps} steps, saved in {self.directory}; "
-            "run the same command with resume=True to go on"
+            "to go on, run it again with resume=True (--resume)"
         )
 
     def _non_finite_parameter(self, state: Any) -> str | None:
