@@ -31,7 +31,13 @@ from jaxalign.preferences.direct_training import (
 )
 from jaxalign.preferences.evaluation import PairScores, score_pairs
 from jaxalign.preferences.kto import batch_kl, kto_loss
-from jaxalign.preferences.log_probs import chunked_sequence_log_probs, sequence_log_probs, token_log_probs
+from jaxalign.preferences.log_probs import (
+    chunked_log_probs_and_entropy,
+    chunked_sequence_log_probs,
+    sequence_entropy,
+    sequence_log_probs,
+    token_log_probs,
+)
 from jaxalign.preferences.modifiers import (
     alpha_score,
     jensen_shannon_score,
@@ -63,6 +69,7 @@ __all__ = [
     "bco_pair_loss",
     "bradley_terry_loss",
     "centering_penalty",
+    "chunked_log_probs_and_entropy",
     "chunked_sequence_log_probs",
     "completion_log_probs",
     "cpo",
@@ -87,6 +94,7 @@ __all__ = [
     "plackett_luce_loss",
     "robust_dpo_loss",
     "score_pairs",
+    "sequence_entropy",
     "sequence_log_probs",
     "simpo",
     "simpo_loss",

@@ -11,7 +11,7 @@ import optax
 from jaxalign.algorithm import Algorithm, LanguageModel, Network, TrainState, gradient_algorithm, merge
 from jaxalign.preferences.batch import PreferenceBatch
 from jaxalign.preferences.direct import dpo_loss
-from jaxalign.preferences.log_probs import chunked_sequence_log_probs, sequence_log_probs
+from jaxalign.preferences.log_probs import chunked_log_probs_and_entropy, sequence_entropy, sequence_log_probs
 from jaxalign.preferences.reference_free import cpo_loss, orpo_loss, simpo_loss
 from jaxalign.types import Array, ArrayLike, Key, Metrics, Params
 
@@ -21,26 +21,34 @@ REFERENCES = ("initial", "batch", "none")
 
 
 class PairLogProbs(NamedTuple):
-    """Completion log-probabilities [B] (nats) of each pair's two sides, and how many tokens [B] each has."""
+    """Completion log-probabilities [B] (nats) of each pair's two sides.
+
+    chosen_lengths, rejected_lengths: [B], how many completion tokens each side has
+    entropy: [B], mean next-token entropy over the completion tokens, mean of the two sides, nats
+    """
 
     chosen: Array
     rejected: Array
     chosen_lengths: Array
     rejected_lengths: Array
+    entropy: Array
 
 
 def completion_log_probs(
     network: Network, params: Params, tokens: Array, mask: Array, *, chunk_size: int = CHUNK_SIZE
-) -> Array:
-    """log p(completion | prompt), summed over the tokens that mask[B, T] marks in tokens[B, T] -> [B], nats.
+) -> tuple[Array, Array]:
+    """log p(completion | prompt), summed over the tokens mask[B, T] marks in tokens[B, T], and mean entropy; [B] each.
+
+    Both in nats; no gradient flows through the entropy.
 
     A LanguageModel's vocabulary is scored in chunks of `chunk_size` tokens, so its logits [B, T, V] never exist at
     once; of any other Network `apply(params, tokens)` gives the logits.
     """
     if isinstance(network, LanguageModel):
         hidden, unembedding = network.hidden(params, tokens), network.unembedding(params)
-        return chunked_sequence_log_probs(hidden, unembedding, tokens, mask, chunk_size=chunk_size)
-    return sequence_log_probs(network.apply(params, tokens), tokens, mask)
+        return chunked_log_probs_and_entropy(hidden, unembedding, tokens, mask, chunk_size=chunk_size)
+    logits = network.apply(params, tokens)
+    return sequence_log_probs(logits, tokens, mask), sequence_entropy(jax.lax.stop_gradient(logits), mask)
 
 
 def pair_log_probs(
@@ -49,10 +57,11 @@ def pair_log_probs(
     """Score both sides of B pairs in one forward pass over [2B, T]; also what precomputes a reference."""
     tokens = jnp.concatenate([batch.chosen_tokens, batch.rejected_tokens])
     mask = jnp.concatenate([batch.chosen_mask, batch.rejected_mask])
-    chosen, rejected = jnp.split(completion_log_probs(network, params, tokens, mask, chunk_size=chunk_size), 2)
+    logps, entropies = completion_log_probs(network, params, tokens, mask, chunk_size=chunk_size)
+    chosen, rejected = jnp.split(logps, 2)
     # Position 0 has no prediction, so it never counts as a completion token.
     chosen_lengths, rejected_lengths = jnp.split((mask[:, 1:] != 0).sum(axis=1).astype(chosen.dtype), 2)
-    return PairLogProbs(chosen, rejected, chosen_lengths, rejected_lengths)
+    return PairLogProbs(chosen, rejected, chosen_lengths, rejected_lengths, entropies.reshape(2, -1).mean(axis=0))
 
 
 def dpo(
@@ -102,7 +111,8 @@ def dpo(
             terms = tuple(x / jnp.maximum(n, 1) for x, n in zip(terms, lengths, strict=True))
         per_pair = loss(*terms, beta=beta) - nll_weight * chosen_mean
         mean = functools.partial(_mean_over_valid, valid=batch.valid)
-        return mean(per_pair), {name: mean(x) for name, x in _metrics(*terms, beta=beta).items()}
+        metrics = {**_metrics(*terms, beta=beta), "entropy": policy.entropy}
+        return mean(per_pair), {name: mean(x) for name, x in metrics.items()}
 
     base = gradient_algorithm(
         network, objective, optimizer, trainable=trainable, microbatches=microbatches, weight=_valid_pairs

@@ -95,6 +95,48 @@ def chunked_sequence_log_probs(
     Returns [B], float32 (float64 if the operands are). Derivatives are by reverse mode, or forward mode over that.
     Raises ValueError if chunk_size < 1.
     """
+    token_logps, _ = _chunked(hidden, unembedding, tokens, mask, chunk_size=chunk_size, with_entropy=False)
+    return reduce_completion(token_logps, mask, average=average)
+
+
+def chunked_log_probs_and_entropy(
+    hidden: ArrayLike, unembedding: ArrayLike, tokens: ArrayLike, mask: ArrayLike, *, chunk_size: int
+) -> tuple[Array, Array]:
+    """`chunked_sequence_log_probs` and, from the same logits, `sequence_entropy`: ([B], [B]), nats.
+
+    Arguments as there. The entropy is for looking at: no gradient flows through it.
+    """
+    token_logps, entropies = _chunked(hidden, unembedding, tokens, mask, chunk_size=chunk_size, with_entropy=True)
+    return reduce_completion(token_logps, mask), reduce_completion(entropies, mask, average=True)
+
+
+def sequence_entropy(logits: ArrayLike, mask: ArrayLike) -> Array:
+    """Mean entropy of the next-token distributions that predict a completion's tokens, in nats.
+
+    out[b] = mean_{t>=1: mask[b, t]} -sum_v p[b, t-1, v] log p[b, t-1, v],  p = softmax(logits)
+
+    Args:
+        logits: [B, T, V].
+        mask: [B, T] as in `sequence_log_probs`.
+
+    Returns [B], float32 or float64; 0 for a row whose mask is all zero.
+    """
+    logits = jnp.asarray(logits)
+    chex.assert_rank(logits, 3)
+    logps = jax.nn.log_softmax(logits[:, :-1].astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return reduce_completion(-jnp.sum(jnp.exp(logps) * logps, axis=-1), mask, average=True)
+
+
+def _chunked(
+    hidden: ArrayLike,
+    unembedding: ArrayLike,
+    tokens: ArrayLike,
+    mask: ArrayLike,
+    *,
+    chunk_size: int,
+    with_entropy: bool,
+) -> tuple[Array, Array]:
+    """Log-probability and (or zeros for) entropy of each scored position, both [B, T-1]."""
     hidden, unembedding, tokens, mask = (jnp.asarray(x) for x in (hidden, unembedding, tokens, mask))
     chex.assert_rank([hidden, unembedding, tokens, mask], [3, 2, 2, 2])
     chex.assert_equal_shape_prefix([hidden, tokens], 2)
@@ -106,17 +148,19 @@ def chunked_sequence_log_probs(
     rows, length, width = hidden.shape
     count = rows * (length - 1)
     if count == 0:
-        token_logps = jnp.zeros((rows, length - 1), _accumulator(hidden, unembedding))
-        return reduce_completion(token_logps, mask, average=average)
+        nothing = jnp.zeros((rows, length - 1), _accumulator(hidden, unembedding))
+        return nothing, nothing
     dtype = jnp.promote_types(hidden.dtype, unembedding.dtype)
-    token_logps = _completion_log_probs(
+    token_logps, entropies = _completion_log_probs(
         min(chunk_size, count),
+        with_entropy,
         hidden[:, :-1].reshape(count, width).astype(dtype),
         unembedding.astype(dtype),
         tokens[:, 1:].reshape(count),
         mask[:, 1:].reshape(count) != 0,
     )
-    return reduce_completion(token_logps.reshape(rows, length - 1), mask, average=average)
+    shape = (rows, length - 1)
+    return token_logps.reshape(shape), jax.lax.stop_gradient(entropies).reshape(shape)
 
 
 def _accumulator(*operands: Array) -> Any:
@@ -136,32 +180,39 @@ def _logits(hidden: Array, unembedding: Array) -> Array:
     return jax.lax.dot_general(hidden, unembedding, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _completion_log_probs(chunk_size: int, hidden: Array, unembedding: Array, labels: Array, wanted: Array) -> Array:
-    """log softmax(hidden @ unembedding.T)[n, labels[n]] for the wanted n, [N]; the others may be 0."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _completion_log_probs(
+    chunk_size: int, with_entropy: bool, hidden: Array, unembedding: Array, labels: Array, wanted: Array
+) -> tuple[Array, Array]:
+    """log softmax(hidden @ unembedding.T)[n, labels[n]] and that row's entropy for the wanted n; others may be 0."""
     order, count = _chunks(chunk_size, wanted)
 
     # The number of chunks is data, so this is a while loop: under vmap it runs as long as the longest lane needs,
     # where a scan over a `cond` would run every chunk of every lane.
-    def chunk(i: Array, out: Array) -> Array:
+    def chunk(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        out, entropies = carry
         index = jax.lax.dynamic_slice_in_dim(order, i * chunk_size, chunk_size)
         logits = _logits(hidden.at[index].get(mode="clip"), unembedding)
         picked = jnp.take_along_axis(logits, labels.at[index].get(mode="clip")[:, None], axis=1)[:, 0]
-        return out.at[index].set(picked - jax.nn.logsumexp(logits, axis=1), mode="drop")
+        lse = jax.nn.logsumexp(logits, axis=1)
+        if with_entropy:
+            mean = jnp.sum(jnp.exp(logits - lse[:, None]) * logits, axis=1)
+            entropies = entropies.at[index].set(lse - mean, mode="drop")
+        return out.at[index].set(picked - lse, mode="drop"), entropies
 
-    out = jnp.zeros(labels.shape, _accumulator(hidden, unembedding))
-    return jax.lax.fori_loop(0, count, chunk, out)
+    zeros = jnp.zeros(labels.shape, _accumulator(hidden, unembedding))
+    return jax.lax.fori_loop(0, count, chunk, (zeros, zeros))
 
 
 def _forward(
-    chunk_size: int, hidden: Array, unembedding: Array, labels: Array, wanted: Array
-) -> tuple[Array, tuple[Array, ...]]:
+    chunk_size: int, with_entropy: bool, hidden: Array, unembedding: Array, labels: Array, wanted: Array
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     """The value, and slope[n] = d out[n] / d hidden[n] = unembedding[labels[n]] - softmax(logits[n]) @ unembedding."""
     order, count = _chunks(chunk_size, wanted)
     dtype = _accumulator(hidden, unembedding)
 
-    def chunk(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        out, normalizer, slope = carry
+    def chunk(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        out, entropies, normalizer, slope = carry
         index = jax.lax.dynamic_slice_in_dim(order, i * chunk_size, chunk_size)
         label = labels.at[index].get(mode="clip")
         logits = _logits(hidden.at[index].get(mode="clip"), unembedding)
@@ -174,20 +225,26 @@ def _forward(
             weights.astype(unembedding.dtype), unembedding, (((1,), (0,)), ((), ())), preferred_element_type=dtype
         )
         mean = weighted / mass[:, None]
+        if with_entropy:
+            entropy = lse - jnp.sum(weights * logits, axis=1) / mass
+            entropies = entropies.at[index].set(entropy, mode="drop")
         return (
             out.at[index].set(picked - lse, mode="drop"),
+            entropies,
             normalizer.at[index].set(lse, mode="drop"),
             slope.at[index].set((unembedding[label] - mean).astype(slope.dtype), mode="drop"),
         )
 
     zeros = jnp.zeros(labels.shape, dtype)
-    out, normalizer, slope = jax.lax.fori_loop(0, count, chunk, (zeros, zeros, jnp.zeros_like(hidden)))
-    return out, (hidden, unembedding, labels, wanted, normalizer, slope)
+    start = (zeros, zeros, zeros, jnp.zeros_like(hidden))
+    out, entropies, normalizer, slope = jax.lax.fori_loop(0, count, chunk, start)
+    return (out, entropies), (hidden, unembedding, labels, wanted, normalizer, slope)
 
 
 def _backward(
-    chunk_size: int, residuals: tuple[Array, ...], cotangent: Array
+    chunk_size: int, with_entropy: bool, residuals: tuple[Array, ...], cotangents: tuple[Array, Array]
 ) -> tuple[Array, Array, None, None]:
+    cotangent, _ = cotangents  # that of the entropies is zero: they are behind a stop_gradient
     hidden, unembedding, labels, wanted, normalizer, slope = residuals
     order, count = _chunks(chunk_size, wanted)
     words = jnp.arange(unembedding.shape[0], dtype=labels.dtype)

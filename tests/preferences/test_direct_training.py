@@ -52,6 +52,7 @@ def test_loss_by_hand():
     expected = {
         "loss": -np.log(1 / (1 + np.exp(-margin))), "rewards/margins": margin, "logps/chosen": chosen,
         "logps/rejected": rejected, "displacement/chosen": chosen + 1.0, "rewards/accuracies": float(margin > 0),
+        "entropy": 0.25 * np.log(4.0) + 0.75 * np.log(4 / 3),
     }  # fmt: skip
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
@@ -63,9 +64,18 @@ def test_a_language_model_scores_as_its_logits_do():
     batch = pairs()
     plain = Network(network.init, network.apply)
     args = (params, batch.chosen_tokens, batch.chosen_mask)
-    np.testing.assert_allclose(
-        completion_log_probs(network, *args, chunk_size=5), completion_log_probs(plain, *args), rtol=1e-5
-    )
+    chunked, full = completion_log_probs(network, *args, chunk_size=5), completion_log_probs(plain, *args)
+    np.testing.assert_allclose(chunked[0], full[0], rtol=1e-5)
+    np.testing.assert_allclose(chunked[1], full[1], rtol=1e-5)
+    # Under a gradient the entropy comes from another program, and stays the same.
+    def total(p):
+        logps, entropy = completion_log_probs(network, p, *args[1:], chunk_size=5)
+        return logps.sum(), entropy
+
+    gradient, entropy = jax.grad(total, has_aux=True)(params)
+    np.testing.assert_allclose(entropy, full[1], rtol=1e-5)
+    expected = jax.grad(lambda p: completion_log_probs(plain, p, *args[1:])[0].sum())(params)
+    chex.assert_trees_all_close(gradient, expected, rtol=1e-3, atol=1e-5)
     scored = pair_log_probs(network, params, batch)
     np.testing.assert_array_equal(scored.chosen_lengths, batch.chosen_mask.sum(axis=1))
 

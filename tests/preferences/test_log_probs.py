@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import scipy.special
 
-from jaxalign.preferences import chunked_sequence_log_probs, sequence_log_probs, token_log_probs
+from jaxalign.preferences import (
+    chunked_log_probs_and_entropy,
+    chunked_sequence_log_probs,
+    sequence_entropy,
+    sequence_log_probs,
+    token_log_probs,
+)
 
 B, T, D, V = 3, 9, 5, 11
 
@@ -202,3 +208,29 @@ def test_one_token_sequences_and_bad_arguments(problem):
         sequence_log_probs(hidden @ unembedding.T, tokens, mask[:, 1:])
     with pytest.raises(AssertionError):
         token_log_probs(hidden @ unembedding.T, tokens[:, 1:])
+
+
+def test_entropy_by_hand_and_its_limits():
+    logits = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.25, 0.25]))[None, None, :], (2, 4, 3))
+    mask = jnp.array([[0, 1, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(sequence_entropy(logits, mask), [1.5 * np.log(2.0), 0.0], rtol=1e-6)
+    np.testing.assert_allclose(sequence_entropy(jnp.zeros((1, 4, 7)), mask[:1]), [np.log(7.0)], rtol=1e-6)
+    certain = jnp.zeros((1, 4, 7)).at[..., 2].set(1e4)
+    np.testing.assert_allclose(sequence_entropy(certain, mask[:1]), [0.0], atol=1e-6)
+
+
+def test_entropy_agrees_with_scipy_chunked_or_not():
+    stats = pytest.importorskip("scipy.stats")
+    keys = jax.random.split(jax.random.key(9), 3)
+    hidden, unembedding = jax.random.normal(keys[0], (3, 6, 5)), jax.random.normal(keys[1], (11, 5))
+    tokens = jax.random.randint(keys[2], (3, 6), 0, 11)
+    mask = jnp.arange(6)[None, :] >= jnp.array([[1], [3], [5]])
+    logits = hidden @ unembedding.T
+    per_token = stats.entropy(np.asarray(jax.nn.softmax(logits[:, :-1], axis=-1), np.float64), axis=-1)
+    expected = (per_token * np.asarray(mask[:, 1:])).sum(axis=1) / np.asarray(mask[:, 1:]).sum(axis=1)
+    np.testing.assert_allclose(sequence_entropy(logits, mask), expected, rtol=1e-5)
+    logps, entropy = chunked_log_probs_and_entropy(hidden, unembedding, tokens, mask, chunk_size=4)
+    np.testing.assert_allclose(entropy, expected, rtol=1e-5)
+    np.testing.assert_allclose(logps, sequence_log_probs(logits, tokens, mask), rtol=1e-5)
+    gradient = jax.grad(lambda h: chunked_log_probs_and_entropy(h, unembedding, tokens, mask, chunk_size=4)[1].sum())
+    np.testing.assert_array_equal(gradient(hidden), jnp.zeros_like(hidden))
