@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from jaxalign import Algorithm, preferences, replicate
 from jaxalign.cli.dpo import Dpo
@@ -102,7 +102,8 @@ def run(options: Dpo, console: Console) -> dict[str, dict[str, Any]]:
         progress=console,
     )
     lanes = [_lane(state, i) for i in range(options.seeds)] if options.seeds > 1 else [state]
-    held_out = [_collect(data.held_out, score, lane.all_params, "Scoring the tuned model") for lane in lanes]
+    title = "Scoring the tuned model, held_out"
+    held_out = [_collect(data.held_out, score, lane.all_params, title, console) for lane in lanes]
     after = PairLogProbs(*(np.stack(field) for field in zip(*held_out, strict=True)))
     report, results = write_report(options, data.notes, metrics, before["held_out"], after)
     report.print(console)
@@ -195,16 +196,21 @@ def _fingerprint(options: Dpo, pretrained: Pretrained, data: Prepared) -> dict[s
     return {**fixed, "data": data.digest, "model": weights}
 
 
-def _collect(pairs: PreferenceData, score: Callable[..., Any], params: Any, title: str) -> PairLogProbs:
+def _collect(
+    pairs: PreferenceData, score: Callable[..., Any], params: Any, title: str, console: Console
+) -> PairLogProbs:
     """Score all pairs under `params`, in NumPy and in the order of the pairs, with a progress bar."""
-    batches = math.ceil(len(pairs) / pairs.batch_size)
-    ticks = iter(track(range(batches), description=title, transient=True))
+    if not console.is_terminal:
+        console.print(f"{title}: {len(pairs)} pairs ...")
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=math.ceil(len(pairs) / pairs.batch_size))
 
-    def one(batch: Any) -> Any:
-        next(ticks, None)
-        return score(params, batch)
+        def one(batch: Any) -> Any:
+            scored = jax.block_until_ready(score(params, batch))
+            bar.advance(task)
+            return scored
 
-    return pairs.collect(one)
+        return pairs.collect(one)
 
 
 def _reference(
@@ -219,7 +225,8 @@ def _reference(
                 return PairLogProbs(*(kept[name] for name in PairLogProbs._fields))
         console.print(f"{path.name} is of another run; scoring the reference again")
     # Adapters start at zero, so these parameters are the reference with or without them.
-    scored = _collect(pairs, score, pretrained.params, f"Scoring the reference, {path.stem.removeprefix('reference_')}")
+    title = f"Scoring the untuned model, {path.stem.removeprefix('reference_')}"
+    scored = _collect(pairs, score, pretrained.params, title, console)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, identity=text, **scored._asdict())
