@@ -1,6 +1,7 @@
 """Training a policy on preference pairs: any pair loss composed with any Network, as an Algorithm."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def dpo(
         average: divide all four log-probabilities by the completion's length (IPO and SimPO as their authors ran them).
         nll_weight: weight of the chosen completion's mean negative log-likelihood per token (RPO, ORPO, CPO).
         trainable, microbatches: as in `gradient_algorithm`; parts are weighted by their valid pairs. Losses that sort
-            over the batch (aot) see one part at a time.
+            over the batch (aot) see one part at a time; those that take `valid` are given the batch's.
 
     Batches are PreferenceBatch records, or mappings with its field names. Metrics: TRL's names, in nats (`rewards/*`
     are beta times log-ratios), averaged over valid pairs, and `displacement/chosen`, the mean change of the chosen
@@ -100,6 +101,7 @@ def dpo(
     """
     if reference not in REFERENCES:
         raise ValueError(f"dpo: reference must be one of {REFERENCES}, got {reference!r}")
+    takes_valid = "valid" in inspect.signature(loss).parameters
 
     def objective(params: Params, batch: PreferenceBatch, key: Key) -> tuple[Array, Metrics]:
         policy = pair_log_probs(network, params, batch, chunk_size=chunk_size)
@@ -109,7 +111,8 @@ def dpo(
         if average:
             lengths = 2 * (policy.chosen_lengths, policy.rejected_lengths)
             terms = tuple(x / jnp.maximum(n, 1) for x, n in zip(terms, lengths, strict=True))
-        per_pair = loss(*terms, beta=beta) - nll_weight * chosen_mean
+        rows = {"valid": batch.valid} if takes_valid else {}
+        per_pair = loss(*terms, beta=beta, **rows) - nll_weight * chosen_mean
         mean = functools.partial(_mean_over_valid, valid=batch.valid)
         metrics = {**_metrics(*terms, beta=beta), "entropy": policy.entropy}
         return mean(per_pair), {name: mean(x) for name, x in metrics.items()}

@@ -137,6 +137,15 @@ def test_accumulated_equals_full_batch_with_uneven_rows(trained, reference):
     chex.assert_trees_all_close(full.params, only_valid.params, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [preferences.aot_loss, preferences.aot_unpaired_loss])
+def test_filler_rows_enter_no_quantile(trained, loss):
+    batch = pairs()._replace(valid=jnp.array([True, True, False, True]))
+    one, metrics = trained(batch, loss=loss, reference="none")
+    alone, expected = trained(jax.tree.map(lambda x: x[jnp.array([0, 1, 3])], batch), loss=loss, reference="none")
+    chex.assert_trees_all_close(one.params, alone.params, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+
+
 def test_average_divides_by_length(trained):
     _, metrics = trained(pairs(), loss=preferences.ipo_loss, average=True)
     # At the start all log-ratios are 0, so IPO's loss is (1 / (2 beta))^2.
