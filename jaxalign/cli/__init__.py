@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -11,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from jaxalign.cli.dpo import Dpo
     from jaxalign.cli.tour import Tour
 
-    jobs = {"dpo": Dpo, "tour": Tour}
+    jobs: dict[str, Any] = {"dpo": Dpo, "tour": Tour}
     job = tyro.extras.subcommand_cli_from_dict(
         jobs,
         args=arguments,

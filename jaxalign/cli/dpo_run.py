@@ -104,7 +104,7 @@ def run(options: Dpo, console: Console) -> dict[str, dict[str, Any]]:
     lanes = [_lane(state, i) for i in range(options.seeds)] if options.seeds > 1 else [state]
     title = "Scoring the tuned model, held_out"
     held_out = [_collect(data.held_out, score, lane.all_params, title, console) for lane in lanes]
-    after = PairLogProbs(*(np.stack(field) for field in zip(*held_out, strict=True)))
+    after = jax.tree.map(lambda *x: np.stack(x), *held_out)
     report, results = write_report(options, data.notes, metrics, before["held_out"], after)
     report.print(console)
     if options.export:
@@ -145,7 +145,7 @@ def prepare(options: Dpo, pretrained: Pretrained, *, pad_id: int) -> Prepared:
         notes.append(
             f"{len(tokenized.pairs)} {name} pairs, {tokenized.truncated} truncated, {len(tokenized.dropped)} dropped"
         )
-    return Prepared(*parts, notes, hashlib.sha256(source).hexdigest()[:16])
+    return Prepared(parts[0], parts[1], notes, hashlib.sha256(source).hexdigest()[:16])
 
 
 def algorithm_of(options: Dpo, pretrained: Pretrained, steps: int) -> Algorithm:

@@ -97,7 +97,7 @@ def tokenize_pairs(
             result.dropped.append((index, f"{reason} after truncation" if shortened else reason))
             continue
         sequences = [np.asarray(prompt[-room:] + answer, np.int32) for answer in cut]
-        result.pairs.append(TokenizedPair(*sequences, min(len(prompt), room)))
+        result.pairs.append(TokenizedPair(sequences[0], sequences[1], min(len(prompt), room)))
         kept.append(index)
         truncated += shortened
     return result._replace(indices=np.asarray(kept, np.int64), truncated=truncated)
@@ -119,10 +119,10 @@ def _parted(encoded: list[list[int]], tokenizer: Tokenizer, *, templated: bool, 
     head, answers = list(prompt[:shared]), [list(whole[shared:]) for whole in wholes]
     if not templated and tokenizer.eos_id is not None:
         answers = [a if a[-1:] == [tokenizer.eos_id] else [*a, tokenizer.eos_id] for a in answers]
-    if add_bos and not templated and tokenizer.bos_id is None:
-        raise ValueError("tokenize_pairs: add_bos, but the tokenizer has no begin token")
-    if add_bos and not templated and head[:1] != [tokenizer.bos_id]:
-        head = [tokenizer.bos_id, *head]
+    if add_bos and not templated:
+        if tokenizer.bos_id is None:
+            raise ValueError("tokenize_pairs: add_bos, but the tokenizer has no begin token")
+        head = head if head[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *head]
     if not head:
         first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
         if first is None:
@@ -294,8 +294,9 @@ class PreferenceData:
         prompts = self._prompt_lengths[rows]
         chosen, chosen_mask = self._chosen.padded(rows, prompts, length, self.pad_id)
         rejected, rejected_mask = self._rejected.padded(rows, prompts, length, self.pad_id)
-        reference = (None, None) if self.reference is None else tuple(value[rows] for value in self.reference)
-        return PreferenceBatch(chosen, chosen_mask, rejected, rejected_mask, *reference, valid)  # type: ignore[arg-type]
+        references: Any = (None, None) if self.reference is None else tuple(value[rows] for value in self.reference)
+        batch: Any = (chosen, chosen_mask, rejected, rejected_mask, *references, valid)
+        return PreferenceBatch._make(batch)
 
 
 class _Sequences:
@@ -320,7 +321,7 @@ def _filled(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _default_buckets(longest: int) -> tuple[int, ...]:
-    shorter = []
+    shorter: list[int] = []
     while (bucket := SHORTEST_BUCKET << len(shorter)) < longest:
         shorter.append(bucket)
     return (*shorter, min(bucket, -(-longest // 8) * 8))

@@ -1,6 +1,7 @@
 """Preference pairs from the files people have: JSONL, JSON and Parquet, explicit prompts and whole dialogues."""
 
 import collections
+import functools
 import gzip
 import json
 import pathlib
@@ -159,7 +160,7 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Callable[[], Any]]]:
             return
     for number, line in _lines(path):
         if line.strip():
-            yield number, lambda line=line: _parse(line)
+            yield number, functools.partial(_parse, line)
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
@@ -171,6 +172,11 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise PreferenceFileError(path, number + 1, f"the gzip data is damaged or truncated ({error})") from error
+
+
+def _same(row: Any) -> Any:
+    """A row that needs no parsing."""
+    return row
 
 
 def _parse(line: bytes) -> Any:
@@ -200,7 +206,7 @@ def _list_rows(path: pathlib.Path, data: bytes) -> Iterator[tuple[int, Callable[
     for item in items:
         start = separator.match(text, end).end()  # type: ignore[union-attr]
         line += text.count("\n", end, start)
-        yield line, lambda item=item: item
+        yield line, functools.partial(_same, item)
         _, end = decoder.raw_decode(text, start)
         line += text.count("\n", start, end)
 
@@ -218,7 +224,7 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, Callable[[], Any]]]
             for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, lambda row=row: row
+                    yield number, functools.partial(_same, row)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise PreferenceFileError(path, number + 1, f"not readable as Parquet ({error})") from error
 
@@ -236,9 +242,9 @@ def _pair(row: Any) -> PreferencePair:
         raise _BadRow("`chosen` and `rejected` are not of one kind (text or messages)")
     if chosen == rejected:
         raise _BadRow("chosen equals rejected")
-    if prompt is None and isinstance(chosen, str):
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         pair = _part(_dialogue(chosen, "chosen"), _dialogue(rejected, "rejected"), None)
-    elif not isinstance(prompt, tuple) and isinstance(chosen, tuple):
+    elif not isinstance(prompt, tuple) and isinstance(chosen, tuple) and isinstance(rejected, tuple):
         pair = _part(chosen, rejected, prompt)
     elif prompt is not None and isinstance(prompt, str) == isinstance(chosen, str):
         pair = PreferencePair(prompt, chosen, rejected)

@@ -207,9 +207,9 @@ class _Run:
             raise self._non_finite(f"metric {name!r} is {value} at step {first + at}", first + at, name)
         if self._log is not None:
             self._log.write(first, metrics, count)
-        if name := self._non_finite_parameter(state):
-            last = first + count - 1
-            raise self._non_finite(f"{name} is not finite after step {last} (finite before {first})", last, name)
+        if parameter := self._non_finite_parameter(state):
+            last, what = first + count - 1, f"{parameter} is not finite"
+            raise self._non_finite(f"{what} after step {last} (finite before {first})", last, parameter)
         self.step += count
         self._history.append(metrics)
 

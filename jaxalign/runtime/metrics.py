@@ -27,7 +27,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
-    rows = []
+    rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith("\n"):

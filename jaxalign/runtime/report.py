@@ -56,7 +56,7 @@ def estimate(value: Any, low: Any = None, high: Any = None, *, digits: int = 3, 
     if (low is None) != (high is None):
         raise ValueError("estimate: give both low and high, or neither")
     numbers = [None if x is None else float(x) for x in (value, low, high)]
-    if numbers[1] is not None and numbers[1] > numbers[2]:
+    if numbers[1] is not None and numbers[2] is not None and numbers[1] > numbers[2]:
         raise ValueError(f"estimate: low {numbers[1]} is above high {numbers[2]}")
     if numbers[0] is None or np.isnan(numbers[0]):
         return "not measured"
@@ -68,7 +68,8 @@ def estimate(value: Any, low: Any = None, high: Any = None, *, digits: int = 3, 
             return str(x)
         return f"{x:.{digits - 1}e}" if decimals > digits + 3 or largest >= 1e9 else f"{x:,.{max(0, decimals)}f}"
 
-    interval = "" if numbers[1] is None else f" [{text(numbers[1])}, {text(numbers[2])}]"
+    ends = [text(x) for x in numbers[1:] if x is not None]
+    interval = f" [{', '.join(ends)}]" if ends else ""
     return text(numbers[0]) + interval + (f" {unit}" if unit else "")
 
 
