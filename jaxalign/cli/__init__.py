@@ -1,12 +1,18 @@
 """The command line: `jaxalign JOB`, one file a job, each importing only what it runs."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+TRACEBACK = "JAXALIGN_TRACEBACK"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one job. What the user can mend (a bad file, a refused directory) is one line on stderr and exit code 2."""
+    """Run one job. What the user can mend (a bad file, a refused directory) is one line on stderr and exit code 2.
+
+    With JAXALIGN_TRACEBACK set, errors keep their traceback.
+    """
     import tyro
 
     from jaxalign.cli.dpo import Dpo
@@ -19,10 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="jaxalign",
         description="Alignment research in JAX. Start with `jaxalign tour`; `jaxalign JOB --help` explains a job.",
     )
+    from jaxalign.interop import PretrainedUnavailable
+    from jaxalign.runtime import DamagedCheckpointError
+
+    mendable = (OSError, ValueError, ImportError, FloatingPointError, PretrainedUnavailable, DamagedCheckpointError)
     try:
         job.run()
-    except (OSError, ValueError, ImportError) as error:
-        print(f"jaxalign: {error}", file=sys.stderr)
+    except mendable as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"jaxalign: {error}\n({TRACEBACK}=1 shows where)", file=sys.stderr)
         sys.exit(2)
     except SystemExit as stop:
         if str(stop) and not isinstance(stop.code, str):

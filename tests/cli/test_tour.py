@@ -1,0 +1,28 @@
+"""`jaxalign tour`: its stops at their smallest, and what it says when the language model cannot be had."""
+
+import pytest
+
+from jaxalign.cli import main, tour_preferences
+from jaxalign.interop import PretrainedUnavailable
+
+
+def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tour_preferences, "SEEDS", 2)
+    monkeypatch.setattr(tour_preferences, "STEPS", 2)
+
+    def unavailable(job, console):
+        raise PretrainedUnavailable("no wheel today")
+
+    monkeypatch.setattr(tour_preferences, "run_dpo", unavailable)
+    main(["tour", "--out", str(tmp_path / "tour")])
+    page = (tmp_path / "tour" / "report.html").read_text()
+    assert "290 " in capsys.readouterr().out
+    assert "DPO of a small transformer from scratch" in page
+    assert "Not measured: no wheel today" in page
+
+
+@pytest.mark.slow
+def test_the_whole_tour(tmp_path):
+    """Downloads SmolLM2 if it is not in the cache; needs the network for that."""
+    main(["tour", "--out", str(tmp_path / "tour")])
+    assert "SmolLM2" in (tmp_path / "tour" / "report.html").read_text()
