@@ -52,7 +52,7 @@ def write_report(
     report = Report(f"{options.loss} on {options.data.name if options.data else 'the embedded pairs'}")
     report.text(
         f"{options.model}, {'LoRA rank ' + str(options.lora_rank) if options.lora else 'all weights'}, beta "
-        f"{options.beta:g}, {len(metrics['loss'])} steps of {options.batch_size} pairs, {seeds} seed(s)."
+        f"{options.beta:g}, {len(metrics['loss'])} steps of {options.batch_size} pairs, {seeds} seed{'s' if seeds > 1 else ''}."
     )
     for note in notes:
         report.text(note)
@@ -60,10 +60,10 @@ def write_report(
     for name, label in MEASURES.items():
         found = results[name]
         cells = [("" if found[k] is None else estimate(*found[k])) for k in ("before", "after", "change")]
-        spread = f"{min(found['seeds']):.3f} to {max(found['seeds']):.3f}" if seeds > 1 else ""
-        rows.append([label, *cells, spread])
+        spread = [f"{min(found['seeds']):.3f} to {max(found['seeds']):.3f}"] if seeds > 1 else []
+        rows.append([label, *cells, *spread])
     report.table(
-        [f"{pairs} held-out pairs", "before", "after", "change", "over seeds"],
+        [f"{pairs} held-out pairs", "before", "after", "change", *(["over seeds"] if seeds > 1 else [])],
         rows,
         caption="Shares of pairs, ties counted half, with 95% bootstrap intervals over pairs. An untuned model has no "
         "implicit reward: chance is 0.5.",

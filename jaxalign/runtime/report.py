@@ -17,6 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ESTIMATE = re.compile(r"\S+ \[[^\]]*\]")  # what `estimate` writes: not to be broken over lines
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 STYLE = """
@@ -160,8 +161,9 @@ class Report:
                     console.print(f"(figure: {caption or 'untitled'})", markup=False, highlight=False)
                 case _Table(columns, rows, numeric, caption):
                     table = Table(caption=escape_markup(caption) or None, caption_justify="left")
-                    for column, right in zip(columns, numeric, strict=True):
-                        table.add_column(escape_markup(column), justify="right" if right else "left")
+                    for i, (column, right) in enumerate(zip(columns, numeric, strict=True)):
+                        whole = any(ESTIMATE.match(row[i]) for row in rows)
+                        table.add_column(escape_markup(column), justify="right" if right else "left", no_wrap=whole)
                     for row in rows:
                         table.add_row(*(escape_markup(cell) for cell in row))
                     console.print(table)
@@ -192,8 +194,8 @@ def _to_html(part: _Text | _Table | _Figure) -> str:
     classes = [' class="number"' if right else "" for right in part.numeric]
 
     def row(tag: str, cells: Sequence[str]) -> str:
-        pairs = zip(classes, cells, strict=True)
-        return "<tr>" + "".join(f"<{tag}{c}>{html.escape(cell)}</{tag}>" for c, cell in pairs) + "</tr>"
+        texts = (html.escape(cell).replace(" ", "&nbsp;" if ESTIMATE.match(cell) else " ") for cell in cells)
+        return "<tr>" + "".join(f"<{tag}{c}>{t}</{tag}>" for c, t in zip(classes, texts, strict=True)) + "</tr>"
 
     body = "\n".join(row("td", cells) for cells in part.rows)
     head = row("th", part.columns)
