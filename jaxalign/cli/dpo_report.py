@@ -50,9 +50,11 @@ def write_report(
     results = measure(before, after, beta=options.beta, seed=options.seed)
     pairs, seeds = before.chosen.shape[0], after.chosen.shape[0]
     report = Report(f"{options.loss} on {options.data.name if options.data else 'the embedded pairs'}")
+    tuned = f"LoRA rank {options.lora_rank}" if options.lora else "all weights"
+    count = f"{seeds} seed{'s' if seeds > 1 else ''}"
     report.text(
-        f"{options.model}, {'LoRA rank ' + str(options.lora_rank) if options.lora else 'all weights'}, beta "
-        f"{options.beta:g}, {len(metrics['loss'])} steps of {options.batch_size} pairs, {seeds} seed{'s' if seeds > 1 else ''}."
+        f"{options.model}, {tuned}, beta {options.beta:g}, {len(metrics['loss'])} steps of {options.batch_size} pairs, "
+        f"{count}."
     )
     for note in notes:
         report.text(note)
