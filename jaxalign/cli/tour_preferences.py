@@ -93,7 +93,7 @@ def _over_seeds(values: np.ndarray) -> str:
 def language_model(report: Report, console: Console, out: Path) -> None:
     """A few LoRA steps of DPO on SmolLM2-135M, a real language model."""
     job = Dpo(
-        out=out / "smollm2", lora=True, lora_rank=8, limit=160, batch_size=16, microbatch=16, max_length=64,
+        out=out / "smollm2", lora=True, lora_rank=8, limit=400, batch_size=16, microbatch=16, max_length=64,
         learning_rate=1e-3, export=False,
     )  # fmt: skip
     try:

@@ -17,7 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ESTIMATE = re.compile(r"\S+ \[[^\]]*\]")  # what `estimate` writes: not to be broken over lines
+ESTIMATE = re.compile(r"\S+ \[[^\]]*\]")  # what `estimate` writes: a page keeps it on one line
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 STYLE = """
@@ -161,9 +161,8 @@ class Report:
                     console.print(f"(figure: {caption or 'untitled'})", markup=False, highlight=False)
                 case _Table(columns, rows, numeric, caption):
                     table = Table(caption=escape_markup(caption) or None, caption_justify="left")
-                    for i, (column, right) in enumerate(zip(columns, numeric, strict=True)):
-                        whole = any(ESTIMATE.match(row[i]) for row in rows)
-                        table.add_column(escape_markup(column), justify="right" if right else "left", no_wrap=whole)
+                    for column, right in zip(columns, numeric, strict=True):
+                        table.add_column(escape_markup(column), justify="right" if right else "left")
                     for row in rows:
                         table.add_row(*(escape_markup(cell) for cell in row))
                     console.print(table)
