@@ -143,12 +143,12 @@ class TrainState:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A leaf's place in a pytree as text: "layers/attention/q/kernel"."""
+    """A leaf's place in a pytree (the leaf [...] itself does not matter) as text: "layers/attention/q/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def partition(params: Params, trainable: Callable[[str], bool]) -> tuple[Params, Params]:
-    """Split `params` into (trained, frozen) by leaf name; each has None where the other has the leaf."""
+    """Split `params` into (trained, frozen) by leaf name; each has None where the other has the leaf [...]."""
     keep = jax.tree.map_with_path(lambda path, _: bool(trainable(path_name(path))), params)
     trained = jax.tree.map(lambda k, x: x if k else None, keep, params)
     frozen = jax.tree.map(lambda k, x: None if k else x, keep, params)
@@ -156,7 +156,7 @@ def partition(params: Params, trainable: Callable[[str], bool]) -> tuple[Params,
 
 
 def merge(params: Params, frozen: Params) -> Params:
-    """Undo `partition`: the leaves of `params`, and those of `frozen` where `params` has None."""
+    """Undo `partition`: the leaves [...] of `params`, and those of `frozen` where `params` has None."""
     if frozen is None:
         return params
     return jax.tree.map(lambda x, y: y if x is None else x, params, frozen, is_leaf=lambda x: x is None)
