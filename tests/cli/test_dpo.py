@@ -1,6 +1,9 @@
 """`jaxalign dpo` from files to report, on a tiny model written to disk."""
 
 import json
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -88,6 +91,28 @@ def test_a_finished_run_is_not_overwritten_but_can_be_reported_again(material, f
     before = (finished / "results.json").read_text()
     run(material, finished, "--lora", "--lora-rank", "2", "--seeds", "2", "--epochs", "4", "--resume")
     assert (finished / "results.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_to_the_same_bits(material, tmp_path):
+    """kill -9 in mid-run, then --resume: metrics, results and exported weights equal an uninterrupted run's."""
+    options = ["--model", str(material / "model"), "--data", str(material / "pairs.jsonl"), *QUICK, "--epochs", "200",
+               "--lora", "--lora-rank", "2", "--checkpoint-every", "50"]  # fmt: skip
+    command = [sys.executable, "-m", "jaxalign", "dpo", *options, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    killed = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 60:
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -9
+    assert metrics.read_bytes().count(b"\n") < 800
+    subprocess.run([*command, str(tmp_path / "cut"), "--resume"], check=True, capture_output=True)
+    for name in ("metrics.jsonl", "results.json", "model/model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_resuming_with_other_options_names_them(material, finished, capsys):
