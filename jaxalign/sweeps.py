@@ -18,7 +18,7 @@ MODES = ("vmap", "map", "auto")
 
 # On a CPU, batching pays while it amortises per-operation overhead and stops once a lane's arrays outgrow
 # the cache: see benchmarks/sweep.py.
-CPU_VMAP_MAX_ELEMENTS = 1 << 13
+CPU_VMAP_MAX_ELEMENTS = 1 << 14
 
 
 def sweep(
