@@ -219,6 +219,14 @@ def gradient_algorithm(
     return Algorithm(init, step)
 
 
+def split_batch(batch: Any, parts: int) -> Any:
+    """A batch of leaves [B, ...] as microbatches [parts, B / parts, ...]. Raises ValueError if B does not divide."""
+    rows = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
+    if len(rows) != 1 or rows[0] % parts:
+        raise ValueError(f"a batch of leading axes {rows} does not split into {parts} microbatches")
+    return jax.tree.map(lambda x: x.reshape(parts, rows[0] // parts, *x.shape[1:]), batch)
+
+
 def _accumulate(
     gradient: Callable[[Any, Key], tuple[Params, Metrics]],
     batch: Any,
@@ -227,10 +235,7 @@ def _accumulate(
     weight: Callable[[Any], Array] | None,
 ) -> tuple[Params, Metrics]:
     """The weighted mean over `parts` equal parts of the batch of what `gradient` returns."""
-    rows = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
-    if len(rows) != 1 or rows[0] % parts:
-        raise ValueError(f"gradient_algorithm: a batch of leading axes {rows} does not split into {parts} microbatches")
-    split = jax.tree.map(lambda x: x.reshape(parts, rows[0] // parts, *x.shape[1:]), batch)
+    split = split_batch(batch, parts)
     keys = jax.random.split(key, parts)
 
     def add(total: Any, part_and_key: Any) -> tuple[Any, None]:

@@ -19,7 +19,6 @@ from jaxalign.runtime.chunks import split_frozen
 class Case(NamedTuple):
     algorithm: Algorithm
     batch: Any
-    covers: tuple[str, ...] = ()  # factories beyond the one the case is named after
 
 
 def regression() -> Case:

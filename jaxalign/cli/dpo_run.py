@@ -1,5 +1,6 @@
 """What `jaxalign dpo` does: load, split, score the reference once, train, evaluate, report, export."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -88,7 +89,6 @@ def run(options: Dpo, console: Console) -> dict[str, dict[str, Any]]:
     if options.seeds > 1:
         mode = "map" if jax.default_backend() == "cpu" else "vmap"
         algorithm = replicate(algorithm, options.seeds, mode=mode)
-    # The algorithm starts from these weights, so only what it copies stays alive.
     state, metrics = fit(
         algorithm,
         jax.random.key(options.seed),
@@ -145,13 +145,17 @@ def prepare(options: Dpo, pretrained: Pretrained, *, pad_id: int) -> Prepared:
         notes.append(
             f"{len(tokenized.pairs)} {name} pairs, {tokenized.truncated} truncated, {len(tokenized.dropped)} dropped"
         )
+        reasons = collections.Counter(reason for _, reason in tokenized.dropped)
+        notes += [f"Dropped {count} {name} pairs: {reason}" for reason, count in reasons.most_common()]
     return Prepared(parts[0], parts[1], notes, hashlib.sha256(source).hexdigest()[:16])
 
 
 def algorithm_of(options: Dpo, pretrained: Pretrained, steps: int) -> Algorithm:
     """The Algorithm the options ask for, starting from the pretrained weights."""
     peak = options.learning_rate if options.learning_rate is not None else (2e-4 if options.lora else 1e-5)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 10), max(2, steps), 0.1 * peak)
+    # The warm-up's first step is at rate 0, which a run of one step could not afford.
+    first = 0.0 if steps > 1 else peak
+    schedule = optax.warmup_cosine_decay_schedule(first, peak, max(1, steps // 10), max(2, steps), 0.1 * peak)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     network = pretrained.network.starting_from(pretrained.params)
     shared: dict[str, Any] = {
@@ -172,10 +176,12 @@ def algorithm_of(options: Dpo, pretrained: Pretrained, steps: int) -> Algorithm:
 
 
 def _check(options: Dpo) -> None:
+    for name in ("beta", "epochs", "batch_size", "microbatch", "seeds", "limit", "lora_rank", "checkpoint_every"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if options.batch_size % options.microbatch:
         raise ValueError(f"--batch-size {options.batch_size} is not a multiple of --microbatch {options.microbatch}")
-    if options.seeds < 1 or options.epochs <= 0:
-        raise ValueError(f"--seeds and --epochs must be positive, got {options.seeds} and {options.epochs}")
     if options.label_smoothing and options.loss not in SMOOTHED:
         raise ValueError(f"--label-smoothing is for {', '.join(SMOOTHED)}; --loss {options.loss} has none")
     if options.loss == "exo" and not options.label_smoothing:

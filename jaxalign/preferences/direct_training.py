@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign.algorithm import Algorithm, LanguageModel, Network, TrainState, gradient_algorithm, merge
+from jaxalign.algorithm import Algorithm, LanguageModel, Network, TrainState, gradient_algorithm, merge, split_batch
 from jaxalign.preferences.batch import PreferenceBatch
 from jaxalign.preferences.direct import dpo_loss
 from jaxalign.preferences.log_probs import chunked_log_probs_and_entropy, sequence_entropy, sequence_log_probs
@@ -95,8 +95,9 @@ def dpo(
             over the batch (aot) see one part at a time; those that take `valid` are given the batch's.
 
     Batches are PreferenceBatch records, or mappings with its field names. Metrics: TRL's names, in nats (`rewards/*`
-    are beta times log-ratios), averaged over valid pairs, and `displacement/chosen`, the mean change of the chosen
-    log-probability since the reference, which falls below 0 when training pushes both answers down.
+    are beta times log-ratios), averaged over valid pairs; `logps/*` are sums over tokens whatever `average`. With a
+    reference also `displacement/chosen`, the mean change of the chosen log-probability since the reference, which falls
+    below 0 when training pushes both answers down.
     Raises ValueError for an unknown `reference`, or a batch that lacks the reference it should bring.
     """
     if reference not in REFERENCES:
@@ -114,7 +115,14 @@ def dpo(
         rows = {"valid": batch.valid} if takes_valid else {}
         per_pair = loss(*terms, beta=beta, **rows) - nll_weight * chosen_mean
         mean = functools.partial(_mean_over_valid, valid=batch.valid)
-        metrics = {**_metrics(*terms, beta=beta), "entropy": policy.entropy}
+        metrics = {
+            **_reward_metrics(*terms, beta=beta),
+            "logps/chosen": policy.chosen,
+            "logps/rejected": policy.rejected,
+            "entropy": policy.entropy,
+        }
+        if reference != "none":
+            metrics["displacement/chosen"] = policy.chosen - reference_chosen
         return mean(per_pair), {name: mean(x) for name, x in metrics.items()}
 
     base = gradient_algorithm(
@@ -128,8 +136,10 @@ def dpo(
     def step(state: TrainState, batch: PreferenceBatch | Mapping[str, Array]) -> tuple[TrainState, Metrics]:
         if isinstance(batch, Mapping):
             batch = PreferenceBatch(**batch)
-        if reference == "batch" and batch.reference_chosen_logps is None:
-            raise ValueError("dpo(reference='batch'): the batch has no reference_chosen_logps")
+        if reference == "batch":
+            for name in ("reference_chosen_logps", "reference_rejected_logps"):
+                if getattr(batch, name) is None:
+                    raise ValueError(f"dpo(reference='batch'): the batch has no {name}")
         if reference == "initial":
             params = merge(state.reference, state.frozen)
             score = functools.partial(pair_log_probs, network, params, chunk_size=chunk_size)
@@ -177,7 +187,7 @@ def _reference(batch: PreferenceBatch, policy: PairLogProbs) -> tuple[Array, Arr
     return batch.reference_chosen_logps, batch.reference_rejected_logps
 
 
-def _metrics(
+def _reward_metrics(
     chosen: Array, rejected: Array, reference_chosen: Array, reference_rejected: Array, *, beta: ArrayLike
 ) -> Metrics:
     chosen_rewards = beta * (chosen - reference_chosen)
@@ -187,9 +197,6 @@ def _metrics(
         "rewards/rejected": rejected_rewards,
         "rewards/accuracies": (chosen_rewards > rejected_rewards).astype(chosen.dtype),
         "rewards/margins": chosen_rewards - rejected_rewards,
-        "logps/chosen": chosen,
-        "logps/rejected": rejected,
-        "displacement/chosen": chosen - reference_chosen,
     }
 
 
@@ -209,5 +216,4 @@ def _in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
     """`function` over `parts` equal parts of the batch's rows, one after another, joined again."""
     if parts == 1:
         return function(batch)
-    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, split))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, split_batch(batch, parts)))

@@ -136,7 +136,9 @@ def test_other_losses_train_all_weights(material, tmp_path, loss):
         (["--loss", "exo"], "--label-smoothing"),
         (["--loss", "ipo", "--label-smoothing", "0.1"], "--label-smoothing"),
         (["--model", "/nowhere"], "/nowhere"),
-        (["--seeds", "0"], "--seeds"),
+        (["--seeds", "0"], "--seeds must be positive"),
+        (["--microbatch", "0"], "--microbatch must be positive"),
+        (["--beta", "0"], "--beta must be positive"),
     ],
 )
 def test_bad_options_are_one_line(material, tmp_path, capsys, options, message):

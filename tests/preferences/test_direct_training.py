@@ -150,6 +150,10 @@ def test_average_divides_by_length(trained):
     _, metrics = trained(pairs(), loss=preferences.ipo_loss, average=True)
     # At the start all log-ratios are 0, so IPO's loss is (1 / (2 beta))^2.
     np.testing.assert_allclose(metrics["loss"], (1 / 0.6) ** 2, rtol=1e-5)
+    _, summed = trained(pairs(), reference="none")
+    np.testing.assert_allclose(metrics["logps/chosen"], summed["logps/chosen"], rtol=1e-5)
+    assert "displacement/chosen" in metrics
+    assert "displacement/chosen" not in summed  # there is nothing it could have moved from
 
 
 def test_adapters_train_alone_and_merge_to_the_same_function():
@@ -226,5 +230,9 @@ def test_errors_name_what_is_wrong(trained):
         preferences.dpo(table_network([0.0]), optax.sgd(1.0), beta=0.1, reference="frozen")
     with pytest.raises(ValueError, match="no reference_chosen_logps"):
         trained(pairs(), reference="batch")
+    with pytest.raises(ValueError, match="no reference_rejected_logps"):
+        trained(pairs()._replace(reference_chosen_logps=jnp.zeros(4)), reference="batch")
+    with pytest.raises(ValueError, match=r"\[4\].*3 microbatches"):
+        trained(pairs(), microbatches=3)
 
 
