@@ -1,0 +1,266 @@
+"""Hard and soft value iteration, policy evaluation and occupancy measures.
+
+Throughout, r(s, a) is `action_reward(mdp, reward)` and terminal states have value 0.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxalign.mdp.fixed_point import FixedPoint, fixed_point
+from jaxalign.mdp.tabular import TabularMDP, action_reward
+from jaxalign.mdp.transitions import GridTransition, dense_transition, expected_next, push_forward
+from jaxalign.types import Array, ArrayLike
+
+MAX_SOLVE_STATES = 1024  # up to here one dense solve is quicker than iterating at the usual discounts
+
+
+class Plan(NamedTuple):
+    """An optimal plan; with a horizon H every array but the last two has a leading time axis.
+
+    value: [S], or [H+1, S] with value[H] = 0
+    q: [S, A], or [H, S, A]
+    policy: [S, A], or [H, S, A]; one-hot, the first of equally good actions
+    residual: max |new - old value| at the last iteration (0 with a horizon: exact)
+    iterations: int32, how many Bellman backups were made
+    """
+
+    value: Array
+    q: Array
+    policy: Array
+    residual: Array
+    iterations: Array
+
+
+class SoftPlan(NamedTuple):
+    """An entropy-regularised plan; with a horizon H every array but the last two has a leading time axis.
+
+    value: [S], or [H+1, S] with value[H] = 0
+    q: [S, A], or [H, S, A]
+    log_policy: [S, A], or [H, S, A]; uniform in terminal states
+    residual: max |new - old value| at the last iteration (0 with a horizon: exact)
+    iterations: int32, how many Bellman backups were made
+    """
+
+    value: Array
+    q: Array
+    log_policy: Array
+    residual: Array
+    iterations: Array
+
+
+def bellman_q(mdp: TabularMDP, reward: Array, value: Array) -> Array:
+    """q[s, a] = r[s, a] + discount E_{s'} value[s'], and 0 in terminal states; reward [S, A], value [S] -> [S, A]."""
+    q = reward + mdp.discount * expected_next(mdp.transition, value)
+    return jnp.where(mdp.terminal[:, None], 0.0, q)
+
+
+def value_iteration(
+    mdp: TabularMDP,
+    reward: ArrayLike,
+    *,
+    horizon: int | None = None,
+    tolerance: ArrayLike = 1e-6,
+    max_iterations: int = 10_000,
+) -> Plan:
+    """Optimal values: value[s] = max_a q[s, a], q[s, a] = r(s, a) + discount E_{s'} value[s'].
+
+    Args:
+        reward: [S], [S, A] or [S, A, S].
+        horizon: steps H left at time 0; None is the infinite horizon, solved until max |change of value| <= tolerance
+            (then the error is at most residual * discount / (1 - discount)) or `max_iterations`.
+
+    Returns Plan. Its gradient with respect to reward, transition and discount is that of the optimal policy's value
+    (implicit at the fixed point; the policy itself has none).
+    Raises ValueError if the horizon is infinite, discount 1 and no state terminal; or on a reward of another shape.
+    """
+    value, q, residual, iterations = _plan(
+        mdp, reward, lambda q: jnp.max(q, axis=-1), "value_iteration", horizon, tolerance, max_iterations
+    )
+    return Plan(value, q, jax.nn.one_hot(jnp.argmax(q, axis=-1), mdp.num_actions, dtype=q.dtype), residual, iterations)
+
+
+def soft_value_iteration(
+    mdp: TabularMDP,
+    reward: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    horizon: int | None = None,
+    tolerance: ArrayLike = 1e-6,
+    max_iterations: int = 10_000,
+) -> SoftPlan:
+    """Maximum causal entropy values: value[s] = t log sum_a exp(q[s, a] / t), t the temperature,
+    q[s, a] = r(s, a) + discount E_{s'} value[s'], log_policy[s, a] = (q[s, a] - value[s]) / t.
+
+    Maximises E sum_k discount^k (r(s_k, a_k) + t H(policy(. | s_k))), entropy in nats. The expectation over s' is
+    outside the logarithm: causal entropy, right under stochastic dynamics (Ziebart 2010, eq. 4.9-4.10).
+
+    Args:
+        reward: [S], [S, A] or [S, A, S].
+        temperature: t > 0.
+        horizon: steps H left at time 0; None is the infinite horizon, solved until max |change of value| <= tolerance
+            (then the error is at most residual * discount / (1 - discount)) or `max_iterations`.
+
+    Returns SoftPlan. With an infinite horizon its gradient is implicit, one linear solve of (I - discount P_policy), so
+    memory does not grow with the iterations.
+    Raises ValueError if the horizon is infinite, discount 1 and no state terminal; or on a reward of another shape.
+    """
+    soft_max = lambda q: temperature * jax.nn.logsumexp(q / temperature, axis=-1)  # noqa: E731
+    value, q, residual, iterations = _plan(
+        mdp, reward, soft_max, "soft_value_iteration", horizon, tolerance, max_iterations
+    )
+    return SoftPlan(value, q, jax.nn.log_softmax(q / temperature, axis=-1), residual, iterations)
+
+
+def policy_evaluation(
+    mdp: TabularMDP,
+    log_policy: Array,
+    reward: ArrayLike,
+    *,
+    tolerance: ArrayLike = 1e-6,
+    max_iterations: int = 10_000,
+) -> Array:
+    """The value of following a policy: value = r_pi + discount P_pi value, r_pi[s] = sum_a exp(log_policy[s, a]) r(s, a).
+
+    log_policy: [S, A] gives [S], by a linear solve up to 1,024 states and by iteration (see `value_iteration` for
+    tolerance) above; [H, S, A] is a policy that changes with time and gives [H+1, S].
+    Raises ValueError if discount is 1 and no state terminal (unless time is finite); or on arrays of another shape.
+    """
+    log_policy = _check_policy(mdp, log_policy, "policy_evaluation")
+    reward, policy = action_reward(mdp, reward), jnp.exp(log_policy)
+
+    def backup(policy: Array, value: Array) -> Array:
+        return jnp.sum(policy * bellman_q(mdp, reward, value), axis=-1)
+
+    if policy.ndim == 3:
+        last = jnp.zeros(mdp.num_states, reward.dtype)
+        _, values = lax.scan(lambda v, p: (backup(p, v),) * 2, last, policy, reverse=True)
+        return jnp.concatenate([values, last[None]])
+    _check_discount(mdp, "policy_evaluation")
+    if _by_solve(mdp):
+        return jnp.linalg.solve(*_linear_system(mdp, policy, jnp.sum(policy * reward, axis=-1)))
+    start = jnp.zeros(mdp.num_states, reward.dtype)
+    return fixed_point(
+        lambda v: backup(policy, v), start, tolerance=tolerance, max_iterations=max_iterations
+    ).point
+
+
+def occupancy_measure(
+    mdp: TabularMDP,
+    log_policy: Array,
+    *,
+    horizon: int | None = None,
+    tolerance: ArrayLike = 1e-6,
+    max_iterations: int = 10_000,
+) -> Array:
+    """Expected discounted visits: d[s, a] = sum_k discount^k Pr(s_k = s, a_k = a), not normalised, [S, A].
+
+    d = mu * policy with mu = (I - discount P_pi^T)^-1 initial; steps 0..H-1 only if `horizon` is H, or if `log_policy`
+    [S, A] is given per step [H, S, A]. No action is taken in a terminal state, so d is 0 there, and
+    sum_{s, a} d[s, a] r(s, a) is the expected return. Without terminal states it sums to 1 / (1 - discount).
+    Raises ValueError if time is infinite, discount 1 and no state terminal; or if `horizon` is not that of `log_policy`.
+    """
+    log_policy = _check_policy(mdp, log_policy, "occupancy_measure")
+    policy = jnp.where(mdp.terminal[:, None], 0.0, jnp.exp(log_policy))
+    if policy.ndim == 3 and horizon not in (None, policy.shape[0]):
+        raise ValueError(f"occupancy_measure: horizon is {horizon}, log_policy has {policy.shape[0]} steps")
+    if policy.ndim == 3 or horizon is not None:
+        return _occupancy_of_steps(mdp, policy, horizon)
+    _check_discount(mdp, "occupancy_measure")
+    if _by_solve(mdp):
+        matrix, initial = _linear_system(mdp, policy, mdp.initial)
+        visits = jnp.linalg.solve(matrix.T, initial)
+    else:
+        visits = fixed_point(
+            lambda mu: mdp.initial + mdp.discount * push_forward(mdp.transition, mu[:, None] * policy),
+            mdp.initial,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+        ).point
+    return visits[:, None] * policy
+
+
+def expected_return(mdp: TabularMDP, log_policy: Array, reward: ArrayLike) -> Array:
+    """E_{s ~ initial} of the policy's value, a scalar; log_policy [S, A] or [H, S, A], reward as everywhere."""
+    value = policy_evaluation(mdp, log_policy, reward)
+    return mdp.initial @ (value if value.ndim == 1 else value[0])
+
+
+def _plan(
+    mdp: TabularMDP,
+    reward: ArrayLike,
+    maximum: Callable[[Array], Array],
+    name: str,
+    horizon: int | None,
+    tolerance: ArrayLike,
+    max_iterations: int,
+) -> tuple[Array, Array, Array, Array]:
+    """(value, q, residual, iterations) of value = maximum(q), q = r + discount P value."""
+    reward = action_reward(mdp, reward)
+    start = jnp.zeros(mdp.num_states, jnp.result_type(reward, mdp.discount))
+
+    def backup(value: Array) -> tuple[Array, Array]:
+        q = bellman_q(mdp, reward, value)
+        # A soft maximum of the zeros of a terminal state would be t log A.
+        return jnp.where(mdp.terminal, 0.0, maximum(q)), q
+
+    if horizon is None:
+        _check_discount(mdp, name)
+        found: FixedPoint = fixed_point(
+            lambda v: backup(v)[0], start, tolerance=tolerance, max_iterations=max_iterations
+        )
+        return found.point, bellman_q(mdp, reward, found.point), found.residual, found.iterations
+    if horizon < 1:
+        raise ValueError(f"{name}: horizon must be at least 1, got {horizon}")
+
+    def earlier(value: Array, _: None) -> tuple[Array, Any]:
+        new, q = backup(value)
+        return new, (new, q)
+
+    _, (values, q) = lax.scan(earlier, start, None, length=horizon, reverse=True)
+    value = jnp.concatenate([values, start[None]])
+    return value, q, jnp.zeros((), start.dtype), jnp.int32(horizon)
+
+
+def _occupancy_of_steps(mdp: TabularMDP, policy: Array, horizon: int | None) -> Array:
+    def step(carry: tuple[Array, Array], policy_now: Array | None) -> tuple[tuple[Array, Array], None]:
+        mass, total = carry
+        taken = mass[:, None] * (policy if policy_now is None else policy_now)
+        return (mdp.discount * push_forward(mdp.transition, taken), total + taken), None
+
+    mass = mdp.initial.astype(jnp.result_type(mdp.initial, policy, mdp.discount))
+    zero = jnp.zeros((mdp.num_states, mdp.num_actions), mass.dtype)
+    timed = policy if policy.ndim == 3 else None
+    (_, total), _ = lax.scan(step, (mass, zero), timed, length=horizon)
+    return total
+
+
+def _linear_system(mdp: TabularMDP, policy: Array, right: Array) -> tuple[Array, Array]:
+    """I - discount P_pi with nothing leaving terminal states, [S, S], and the right-hand side [S]."""
+    between = jnp.einsum("sa,saz->sz", policy, dense_transition(mdp.transition))
+    between = jnp.where(mdp.terminal[:, None], 0.0, between)
+    return jnp.eye(mdp.num_states, dtype=between.dtype) - mdp.discount * between, right
+
+
+def _by_solve(mdp: TabularMDP) -> bool:
+    return not isinstance(mdp.transition, GridTransition) and mdp.num_states <= MAX_SOLVE_STATES
+
+
+def _check_discount(mdp: TabularMDP, name: str) -> None:
+    if any(isinstance(x, jax.core.Tracer) for x in (mdp.discount, mdp.terminal)):
+        return
+    if mdp.discount.ndim == 0 and float(mdp.discount) == 1.0 and not bool(mdp.terminal.any()):
+        raise ValueError(f"{name}: discount 1 over an infinite horizon needs a terminal state; give `horizon`")
+
+
+def _check_policy(mdp: TabularMDP, log_policy: Array, name: str) -> Array:
+    log_policy = jnp.asarray(log_policy)
+    if log_policy.ndim not in (2, 3) or log_policy.shape[-2:] != (mdp.num_states, mdp.num_actions):
+        raise ValueError(
+            f"{name}: log_policy must be [S, A] or [H, S, A] with S={mdp.num_states}, A={mdp.num_actions}, "
+            f"got {log_policy.shape}"
+        )
+    return log_policy
