@@ -77,7 +77,7 @@ def pad_trajectories(demonstrations: Sequence[tuple[ArrayLike, ArrayLike]]) -> T
 
 
 def check_trajectories(mdp: TabularMDP, trajectories: Trajectories) -> None:
-    """Raise ValueError if the arrays are not all [N, T] or, outside jit, hold no step or a state or action of no MDP."""
+    """Raise ValueError unless all arrays are [N, T] and, outside jit, hold a step and valid states and actions."""
     shapes = [x.shape for x in trajectories]
     if len(set(shapes)) != 1 or len(shapes[0]) != 2:
         raise ValueError(f"trajectories: states, actions and mask must all be [N, T], got {shapes}")
@@ -106,6 +106,21 @@ def visit_counts(mdp: TabularMDP, trajectories: Trajectories, *, discount: Array
     counts = jnp.zeros((mdp.num_states, mdp.num_actions), weights.dtype)
     counts = counts.at[states, actions].add(weights) / states.shape[0]
     return jnp.where(mdp.terminal[:, None], 0.0, counts)
+
+
+def timed_visit_counts(mdp: TabularMDP, trajectories: Trajectories, *, horizon: int) -> Array:
+    """counts[t, s, a] = (1 / N) sum_n 1[s_nt = s, a_nt = a, mask_nt], [H, S, A]; terminal states count 0.
+
+    Raises ValueError as `check_trajectories`, or if the trajectories are longer than the horizon.
+    """
+    check_trajectories(mdp, trajectories)
+    states, actions, mask = trajectories
+    if states.shape[1] > horizon:
+        raise ValueError(f"trajectories: they have {states.shape[1]} steps, more than horizon={horizon}")
+    counts = jnp.zeros((horizon, mdp.num_states, mdp.num_actions), mdp.initial.dtype)
+    time = jnp.broadcast_to(jnp.arange(states.shape[1])[None, :], states.shape)
+    counts = counts.at[time, states, actions].add(mask.astype(counts.dtype)) / states.shape[0]
+    return jnp.where(mdp.terminal[None, :, None], 0.0, counts)
 
 
 def feature_expectations(features: Array, trajectories: Trajectories, *, discount: ArrayLike) -> Array:

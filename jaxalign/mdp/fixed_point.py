@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -11,7 +10,7 @@ from jaxalign.types import Array, ArrayLike
 
 
 class FixedPoint(NamedTuple):
-    """point: x with x = backup(x) up to the residual; residual: max |backup(x) - x| at the last step; iterations: int32."""
+    """point: x with x = backup(x) but for the residual, max |backup(x) - x| at the last step; iterations: int32."""
 
     point: Array
     residual: Array

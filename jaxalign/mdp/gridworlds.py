@@ -101,7 +101,10 @@ def objectworld(
     Raises ValueError if there are fewer than two colours, or not 1..height*width objects.
     """
     if num_colors < 2 or not 1 <= num_objects <= height * width:
-        raise ValueError(f"objectworld: needs num_colors >= 2 and 1..{height * width} objects, got {num_colors=}, {num_objects=}")
+        raise ValueError(
+            f"objectworld: needs num_colors >= 2 and num_objects in 1..{height * width}, "
+            f"got {num_colors} and {num_objects}"
+        )
     place_key, color_key = jax.random.split(key)
     places = jax.random.choice(place_key, height * width, (num_objects,), replace=False)
     colors = jax.random.randint(color_key, (2, num_objects), 0, num_colors)

@@ -123,7 +123,7 @@ def policy_evaluation(
     tolerance: ArrayLike = 1e-6,
     max_iterations: int = 10_000,
 ) -> Array:
-    """The value of following a policy: value = r_pi + discount P_pi value, r_pi[s] = sum_a exp(log_policy[s, a]) r(s, a).
+    """The value of a policy: value = r_pi + discount P_pi value with r_pi[s] = sum_a exp(log_policy[s, a]) r(s, a).
 
     log_policy: [S, A] gives [S], by a linear solve up to 1,024 states and by iteration (see `value_iteration` for
     tolerance) above; [H, S, A] is a policy that changes with time and gives [H+1, S].
@@ -161,7 +161,7 @@ def occupancy_measure(
     d = mu * policy with mu = (I - discount P_pi^T)^-1 initial; steps 0..H-1 only if `horizon` is H, or if `log_policy`
     [S, A] is given per step [H, S, A]. No action is taken in a terminal state, so d is 0 there, and
     sum_{s, a} d[s, a] r(s, a) is the expected return. Without terminal states it sums to 1 / (1 - discount).
-    Raises ValueError if time is infinite, discount 1 and no state terminal; or if `horizon` is not that of `log_policy`.
+    Raises ValueError if time is infinite, discount 1 and no state terminal; or `horizon` is not that of `log_policy`.
     """
     log_policy = _check_policy(mdp, log_policy, "occupancy_measure")
     policy = jnp.where(mdp.terminal[:, None], 0.0, jnp.exp(log_policy))

@@ -103,7 +103,7 @@ def action_reward(mdp: TabularMDP, reward: ArrayLike) -> Array:
 
 
 def arrival_reward(mdp: TabularMDP, reward: Array) -> Array:
-    """Pay reward[s'] for entering s': r(s, a) = E_{s' ~ P(. | s, a)} reward[s'], [S] -> [S, A]; 0 in terminal states."""
+    """Pay reward[s'] for entering s': r(s, a) = E_{s' ~ P(. | s, a)} reward[s'], [S] -> [S, A]; 0 in terminals."""
     return jnp.where(mdp.terminal[:, None], 0.0, expected_next(mdp.transition, reward))
 
 
@@ -173,7 +173,8 @@ def _check_successors(transition: SparseTransition, states: int) -> None:
         raise ValueError(f"TabularMDP: transition.next_state must be integers, got {next_state.dtype}")
     if not _traced(next_state) and ((wrong := np.asarray(next_state)) < 0).any() | (wrong >= states).any():
         at = np.argwhere((wrong < 0) | (wrong >= states))[0]
-        raise ValueError(f"TabularMDP: transition.next_state{at.tolist()} is {wrong[tuple(at)]}, not in 0..{states - 1}")
+        found = wrong[tuple(at)]
+        raise ValueError(f"TabularMDP: transition.next_state{at.tolist()} is {found}, not in 0..{states - 1}")
 
 
 def _check_grid(grid: GridTransition) -> None:

@@ -59,7 +59,7 @@ def expected_next(transition: Transition, value: Array) -> Array:
 
 
 def push_forward(transition: Transition, mass: Array) -> Array:
-    """sum_{s, a} mass[s, a] P(s' | s, a): where mass on state-action pairs [S, A] goes, [S]; adjoint of expected_next."""
+    """sum_{s, a} mass[s, a] P(s' | s, a): where mass [S, A] goes, [S]; the adjoint of expected_next."""
     state = jax.ShapeDtypeStruct(mass.shape[:1], mass.dtype)
     (after,) = jax.linear_transpose(lambda value: expected_next(transition, value), state)(mass)
     return after
@@ -84,8 +84,17 @@ def dense_transition(transition: Transition) -> Array:
     return jax.vmap(lambda value: expected_next(transition, value), out_axes=-1)(identity)
 
 
-def sparse_transition(transition: GridTransition) -> SparseTransition:
-    """A grid's moves as successors: next_state and probability [S, A, M]."""
+def sparse_transition(transition: Transition) -> SparseTransition:
+    """The same transitions as successors [S, A, K]: K moves of a grid, or the most successors of a dense [S, A, S].
+
+    Not for a dense array under jit: K depends on its values.
+    """
+    if isinstance(transition, SparseTransition):
+        return transition
+    if not isinstance(transition, GridTransition):
+        most = int(jnp.max(jnp.sum(transition > 0.0, axis=-1)))
+        probability, next_state = jax.lax.top_k(transition, most)
+        return SparseTransition(next_state.astype(jnp.int32), probability)
     height, width = transition.open.shape
     index = jnp.arange(height * width, dtype=jnp.int32).reshape(height, width)
     successors = _after_moves(transition, index).reshape(len(transition.moves), -1).T  # [S, M]
