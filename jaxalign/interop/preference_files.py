@@ -1,21 +1,20 @@
 """Preference pairs from the files people have: JSONL, JSON and Parquet, explicit prompts and whole dialogues."""
 
 import collections
-import functools
 import gzip
 import json
 import pathlib
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.interop.row_files import BadRow, RowFileError, read_rows
+
 Message = dict[str, Any]  # "role" and "content", and whatever else a chat template may read
 Text = str | tuple[Message, ...]
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".parquet")
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -51,21 +50,7 @@ class PreferenceFile(NamedTuple):
         return dict(collections.Counter(row.reason for row in self.skipped).most_common())
 
 
-class PreferenceFileError(ValueError):
-    """A file that cannot be used; the message names the file, the line (where there is one) and the reason."""
-
-    def __init__(self, path: pathlib.Path, line: int | None, reason: str):
-        self.path, self.line, self.reason = path, line, reason
-        unit = "row" if path.suffix.lower() == ".parquet" else "line"
-        super().__init__(f"{path}: {reason}" if line is None else f"{path}, {unit} {line}: {reason}")
-
-
-class _BadRow(Exception):
-    """Why a row is unusable; `reason` carries no value of the row, so that equal faults count together."""
-
-    def __init__(self, reason: str):
-        self.reason = reason
-        super().__init__(reason)
+PreferenceFileError = RowFileError
 
 
 def read_preferences(path: str | pathlib.Path, *, on_bad: str = "raise") -> PreferenceFile:
@@ -92,10 +77,10 @@ def read_preferences(path: str | pathlib.Path, *, on_bad: str = "raise") -> Pref
     path = pathlib.Path(path)
     pairs: list[PreferencePair] = []
     skipped: list[SkippedRow] = []
-    for line, load in _rows(path):
+    for line, load in read_rows(path, columns=("prompt", "chosen", "rejected")):
         try:
             pairs.append(_pair(load()))
-        except _BadRow as bad:
+        except BadRow as bad:
             if on_bad == "raise":
                 raise PreferenceFileError(path, line, bad.reason) from bad
             skipped.append(SkippedRow(line, bad.reason))
@@ -145,103 +130,19 @@ def split_pairs(
     return train, [pairs[index] for index in sorted(chosen)]
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """Line numbers and row parsers: a parser raises _BadRow, the iteration itself what cannot be skipped."""
-    name = path.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise PreferenceFileError(path, None, f"unknown kind of file; known are {', '.join(SUFFIXES)}")
-    if name.endswith(".parquet"):
-        yield from _parquet_rows(path)
-        return
-    if name.removesuffix(".gz").endswith(".json"):
-        data = b"".join(line for _, line in _lines(path))
-        if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-            yield from _list_rows(path, data)
-            return
-    for number, line in _lines(path):
-        if line.strip():
-            yield number, functools.partial(_parse, line)
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-        try:
-            # Bytes, so that only \n ends a line: text may hold U+2028 and its like.
-            for number, line in enumerate(stream, 1):
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise PreferenceFileError(path, number + 1, f"the gzip data is damaged or truncated ({error})") from error
-
-
-def _same(row: Any) -> Any:
-    """A row that needs no parsing."""
-    return row
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _BadRow("not valid UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise _BadRow("not valid JSON") from error
-
-
-def _list_rows(path: pathlib.Path, data: bytes) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """The items of a JSON list, each with the line it starts on."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PreferenceFileError(path, line, "not valid UTF-8") from error
-    try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PreferenceFileError(path, error.lineno, f"not valid JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:
-        raise PreferenceFileError(path, None, f"not valid JSON ({error})") from error
-    decoder, separator = json.JSONDecoder(), re.compile(r"[\s,]*")
-    end, line = text.index("[") + 1, text.count("\n", 0, text.index("[")) + 1
-    for item in items:
-        start = separator.match(text, end).end()  # type: ignore[union-attr]
-        line += text.count("\n", end, start)
-        yield line, functools.partial(_same, item)
-        _, end = decoder.raw_decode(text, start)
-        line += text.count("\n", start, end)
-
-
-def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, Callable[[], Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError('reading Parquet needs pyarrow: pip install "jaxalign[lm]"') from error
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [name for name in ("prompt", "chosen", "rejected") if name in file.schema_arrow.names]
-            for batch in file.iter_batches(columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, functools.partial(_same, row)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise PreferenceFileError(path, number + 1, f"not readable as Parquet ({error})") from error
-
-
 def _pair(row: Any) -> PreferencePair:
     """One row as a pair, whatever its shape."""
     if not isinstance(row, dict):
-        raise _BadRow("the row is not an object with fields `chosen` and `rejected`")
+        raise BadRow("the row is not an object with fields `chosen` and `rejected`")
     for field in ("chosen", "rejected"):
         if row.get(field) is None:
-            raise _BadRow(f"the field `{field}` is missing")
+            raise BadRow(f"the field `{field}` is missing")
     chosen, rejected = _text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")
     prompt = None if row.get("prompt") is None else _text(row["prompt"], "prompt")
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise _BadRow("`chosen` and `rejected` are not of one kind (text or messages)")
+        raise BadRow("`chosen` and `rejected` are not of one kind (text or messages)")
     if chosen == rejected:
-        raise _BadRow("chosen equals rejected")
+        raise BadRow("chosen equals rejected")
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         pair = _part(_dialogue(chosen, "chosen"), _dialogue(rejected, "rejected"), None)
     elif not isinstance(prompt, tuple) and isinstance(chosen, tuple) and isinstance(rejected, tuple):
@@ -249,7 +150,7 @@ def _pair(row: Any) -> PreferencePair:
     elif prompt is not None and isinstance(prompt, str) == isinstance(chosen, str):
         pair = PreferencePair(prompt, chosen, rejected)
     else:
-        raise _BadRow("`prompt` is a list of messages, the answers are text")
+        raise BadRow("`prompt` is a list of messages, the answers are text")
     return _checked(pair)
 
 
@@ -259,18 +160,18 @@ def _text(value: Any, field: str) -> Text:
         contents = [value]
     elif isinstance(value, list):
         if not all(isinstance(message, dict) for message in value):
-            raise _BadRow(f"`{field}` is a list of something other than messages")
+            raise BadRow(f"`{field}` is a list of something other than messages")
         value = tuple({name: part for name, part in message.items() if part is not None} for message in value)
         contents = [message.get(name) for message in value for name in ("role", "content")]
         if not all(isinstance(content, str) for content in contents):
-            raise _BadRow(f"a message of `{field}` lacks `role` or `content` as text")
+            raise BadRow(f"a message of `{field}` lacks `role` or `content` as text")
     else:
-        raise _BadRow(f"`{field}` is neither text nor a list of messages")
+        raise BadRow(f"`{field}` is neither text nor a list of messages")
     for content in contents:
         try:
             content.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise _BadRow(f"`{field}` holds half of a surrogate pair, which no tokenizer takes") from error
+            raise BadRow(f"`{field}` holds half of a surrogate pair, which no tokenizer takes") from error
     return value
 
 
@@ -278,7 +179,7 @@ def _dialogue(text: str, field: str) -> tuple[Message, ...]:
     """"\\n\\nHuman: ...\\n\\nAssistant: ..." as messages."""
     head, *parts = TURN.split(text)
     if not parts or head.strip():
-        raise _BadRow(f'without a `prompt`, `{field}` must be messages or text that begins with "Human:"')
+        raise BadRow(f'without a `prompt`, `{field}` must be messages or text that begins with "Human:"')
     messages: list[Message] = []
     for speaker, content in zip(parts[::2], parts[1::2], strict=True):
         if messages and messages[-1]["role"] == ROLES[speaker]:
@@ -291,7 +192,7 @@ def _dialogue(text: str, field: str) -> tuple[Message, ...]:
 def _part(chosen: tuple[Message, ...], rejected: tuple[Message, ...], prompt: str | None) -> PreferencePair:
     """Part two dialogues into their common beginning and what each goes on with."""
     if chosen == rejected:
-        raise _BadRow("chosen equals rejected")
+        raise BadRow("chosen equals rejected")
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
@@ -300,23 +201,23 @@ def _part(chosen: tuple[Message, ...], rejected: tuple[Message, ...], prompt: st
         head = (*(head if all(m["role"] == "system" for m in head) else ()), {"role": "user", "content": prompt})
         shared = len(head) - 1
     if not head:
-        raise _BadRow("chosen and rejected have no message in common at the start")
+        raise BadRow("chosen and rejected have no message in common at the start")
     return PreferencePair(head, chosen[shared:], rejected[shared:])
 
 
 def _checked(pair: PreferencePair) -> PreferencePair:
     if isinstance(pair.prompt, str):
         if not pair.prompt.strip():
-            raise _BadRow("the prompt is empty")
+            raise BadRow("the prompt is empty")
         empty = [not str(answer).strip() for answer in (pair.chosen, pair.rejected)]
     else:
         if not pair.prompt:
-            raise _BadRow("the prompt is empty")
+            raise BadRow("the prompt is empty")
         for answer in (pair.chosen, pair.rejected):
             if any(message["role"] == "user" for message in answer):  # type: ignore[index]
-                raise _BadRow("chosen and rejected part before the last reply: an answer holds a user's message")
+                raise BadRow("chosen and rejected part before the last reply: an answer holds a user's message")
         empty = [not any(m["content"].strip() for m in answer) for answer in (pair.chosen, pair.rejected)]  # type: ignore[index]
     for field, nothing in zip(("chosen", "rejected"), empty, strict=True):
         if nothing:
-            raise _BadRow(f"the {field} answer is empty")
+            raise BadRow(f"the {field} answer is empty")
     return pair
