@@ -1,4 +1,4 @@
-"""Formats in and out: pretrained language models, preference data. Each name is imported on first use."""
+"""Formats in and out: pretrained models, preference data, demonstrations. Each name is imported on first use."""
 
 import importlib
 from typing import Any
@@ -10,13 +10,19 @@ _HOMES = {
     "PretrainedUnavailable": "pretrained",
     "PreferencePair": "preference_files",
     "PreferenceFileError": "preference_files",
+    "RowFileError": "row_files",
     "Tokenizer": "tokenizer",
+    "World": "demonstrations",
     "embedded_preferences": "embedded_pairs",
     "load_pretrained": "pretrained",
+    "load_world": "demonstrations",
+    "read_demonstrations": "demonstrations",
     "read_preferences": "preference_files",
     "save_pretrained": "pretrained",
+    "save_world": "demonstrations",
     "split_pairs": "preference_files",
     "tokenize_pairs": "preference_data",
+    "write_demonstrations": "demonstrations",
     "write_preferences": "preference_files",
 }
 

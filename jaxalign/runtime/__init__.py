@@ -1,7 +1,7 @@
 """The host of training: `fit`, its checkpoints and metrics files, and reports of what came out."""
 
 from jaxalign.runtime.checkpoint import DamagedCheckpointError
-from jaxalign.runtime.figures import curves
+from jaxalign.runtime.figures import curves, maps
 from jaxalign.runtime.fit import NonFiniteError, StopTraining, fit
 from jaxalign.runtime.metrics import read_metrics
 from jaxalign.runtime.preemption import Preempted
@@ -16,5 +16,6 @@ __all__ = [
     "curves",
     "estimate",
     "fit",
+    "maps",
     "read_metrics",
 ]

@@ -1,4 +1,4 @@
-"""Curves of metrics over training steps."""
+"""Curves of metrics over training steps, and maps of values over a grid."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -65,12 +65,6 @@ def curves(
     Raises KeyError naming a metric that is not there, ValueError for one whose rank is not 1 or 2, and ImportError
     without Matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('curves needs Matplotlib: pip install "jaxalign[viz]"') from error
-
     arrays = {name: np.asarray(value) for name, value in metrics.items()}
     if names is None:
         names = [name for name, value in arrays.items() if name != "step" and value.ndim in (1, 2)]
@@ -84,8 +78,7 @@ def curves(
 
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(1.2 + 3.6 * columns, 0.6 + 2.6 * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _empty_figure(1.2 + 3.6 * columns, 0.6 + 2.6 * rows)
     for i, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, i + 1)
         _panel(axes, arrays[name], arrays.get("step"), colour=COLOURS[i % len(COLOURS)], band=band)
@@ -94,6 +87,46 @@ def curves(
         axes.set_ylabel(f"{name} ({unit})" if unit else name)
     if title:
         figure.suptitle(title)
+    return figure
+
+
+def maps(images: Mapping[str, ArrayLike], *, title: str = "", units: Mapping[str, str] | None = None) -> "Figure":
+    """A Matplotlib Figure with one picture per image [H, W], each with a colour scale of its own.
+
+    Values that are not finite are left blank. Raises ValueError naming an image that is not of rank 2, and ImportError
+    without Matplotlib.
+    """
+    arrays = {name: np.asarray(image, np.float64) for name, image in images.items()}
+    for name, image in arrays.items():
+        if image.ndim != 2:
+            raise ValueError(f"maps: {name} is {image.shape}, needs [H, W]")
+    if not arrays:
+        raise ValueError("maps: no image to draw")
+    figure = _empty_figure(3.2 * len(arrays), 3.0)
+    for i, (name, image) in enumerate(arrays.items()):
+        axes = figure.add_subplot(1, len(arrays), i + 1)
+        drawn = axes.imshow(np.where(np.isfinite(image), image, np.nan), cmap="cividis")
+        axes.set_title(name, fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
+        bar.ax.tick_params(labelsize=7)
+        if unit := (units or {}).get(name):
+            bar.set_label(unit, fontsize=8)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _empty_figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('figures need Matplotlib: pip install "jaxalign[viz]"') from error
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
     return figure
 
 
