@@ -16,9 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import tyro
 
     from jaxalign.cli.dpo import Dpo
+    from jaxalign.cli.irl import Irl
     from jaxalign.cli.tour import Tour
 
-    jobs: dict[str, Any] = {"dpo": Dpo, "tour": Tour}
+    jobs: dict[str, Any] = {"dpo": Dpo, "irl": Irl, "tour": Tour}
     job = tyro.extras.subcommand_cli_from_dict(
         jobs,
         args=arguments,

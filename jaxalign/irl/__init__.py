@@ -1,5 +1,19 @@
 """Learning rewards from behaviour."""
 
+from jaxalign.irl.bayesian import (
+    Prior,
+    boltzmann_log_likelihood,
+    boltzmann_policy,
+    dirichlet_prior,
+    gaussian_prior,
+    laplace_prior,
+    log_likelihood,
+    log_posterior,
+    policy_walk,
+    policy_walk_chain,
+    soft_policy,
+    uniform_prior,
+)
 from jaxalign.irl.evaluation import expected_value_difference, policy_divergence
 from jaxalign.irl.max_causal_entropy import (
     DualSolution,
@@ -9,6 +23,7 @@ from jaxalign.irl.max_causal_entropy import (
     population_causal_entropy_nll,
     solve_causal_entropy_dual,
 )
+from jaxalign.irl.posterior_chains import chain_samples, posterior_chains
 from jaxalign.irl.rewards import evaluate_reward, linear_reward
 from jaxalign.irl.trajectories import (
     Trajectories,
@@ -22,7 +37,21 @@ from jaxalign.irl.trajectories import (
 
 __all__ = [
     "DualSolution",
+    "Prior",
     "Trajectories",
+    "boltzmann_log_likelihood",
+    "boltzmann_policy",
+    "chain_samples",
+    "dirichlet_prior",
+    "gaussian_prior",
+    "laplace_prior",
+    "log_likelihood",
+    "log_posterior",
+    "policy_walk",
+    "policy_walk_chain",
+    "posterior_chains",
+    "soft_policy",
+    "uniform_prior",
     "causal_entropy_dual",
     "causal_entropy_nll",
     "check_trajectories",
