@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxalign.interop.row_files import BadRow, RowFileError, read_rows
 from jaxalign.irl import Trajectories, pad_trajectories
-from jaxalign.mdp import SparseTransition, TabularMDP, dense_transition
+from jaxalign.mdp import GridTransition, SparseTransition, TabularMDP, dense_transition
 
 
 def read_demonstrations(path: str | pathlib.Path, *, mdp: TabularMDP | None = None) -> Trajectories:
@@ -46,11 +46,18 @@ def write_demonstrations(path: str | pathlib.Path, trajectories: Trajectories) -
 
 
 class World(NamedTuple):
-    """An MDP file: the MDP; features [S, F] and the true reward [S] or [S, A], None where the file has none."""
+    """An MDP file. What the file does not have is None.
+
+    mdp: TabularMDP
+    features: [S, F]
+    reward: [S] or [S, A], the true one
+    shape: (H, W) of a grid whose cell (y, x) is state y * W + x
+    """
 
     mdp: TabularMDP
     features: np.ndarray | None
     reward: np.ndarray | None
+    shape: tuple[int, int] | None
 
 
 def save_world(path: str | pathlib.Path, mdp: TabularMDP, *, features: Any = None, reward: Any = None) -> None:
@@ -59,6 +66,8 @@ def save_world(path: str | pathlib.Path, mdp: TabularMDP, *, features: Any = Non
     if isinstance(mdp.transition, SparseTransition):
         arrays |= mdp.transition._asdict()
     else:
+        if isinstance(mdp.transition, GridTransition):
+            arrays["shape"] = mdp.transition.open.shape
         arrays["transition"] = dense_transition(mdp.transition)
     arrays |= {name: value for name, value in (("features", features), ("reward", reward)) if value is not None}
     host: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
@@ -67,7 +76,8 @@ def save_world(path: str | pathlib.Path, mdp: TabularMDP, *, features: Any = Non
 
 def load_world(path: str | pathlib.Path) -> World:
     """Read an .npz file with arrays `transition` [S, A, S] (or `next_state` and `probability` [S, A, K]),
-    `initial` [S], `discount`, and optionally `terminal` bool [S], `features` [S, F] and `reward` [S] or [S, A].
+    `initial` [S], `discount`, and optionally `terminal` bool [S], `features` [S, F], `reward` [S] or [S, A] and
+    `shape` (H, W).
 
     Raises ValueError naming the file and the array that is missing, of another shape or not a distribution.
     """
@@ -94,7 +104,10 @@ def load_world(path: str | pathlib.Path) -> World:
         raise ValueError(f"{path}: features must be [{states}, F], got {features.shape}")
     if reward is not None and reward.shape not in ((states,), (states, actions)):
         raise ValueError(f"{path}: reward must be [{states}] or [{states}, {actions}], got {reward.shape}")
-    return World(mdp, features, reward)
+    shape = None if "shape" not in arrays else tuple(int(x) for x in arrays["shape"].reshape(-1))
+    if shape is not None and (len(shape) != 2 or shape[0] * shape[1] != states):
+        raise ValueError(f"{path}: shape must be (H, W) with H * W = {states}, got {shape}")
+    return World(mdp, features, reward, shape)
 
 
 def _demonstration(row: Any, mdp: TabularMDP | None) -> tuple[np.ndarray, np.ndarray]:

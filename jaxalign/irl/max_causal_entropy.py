@@ -86,17 +86,21 @@ def max_causal_entropy_irl(
     mdp: TabularMDP,
     reward_network: Network,
     optimizer: optax.GradientTransformation,
-    trajectories: Trajectories | Array,
+    trajectories: Trajectories | Array | None,
     *,
     features: Array | None = None,
     horizon: int | None = None,
     temperature: ArrayLike = 1.0,
 ) -> Algorithm:
-    """Fit a reward to demonstrations by gradient steps on `causal_entropy_nll`; steps take no batch (None).
+    """Fit a reward to demonstrations by gradient steps on `causal_entropy_nll`.
+
+    A step's batch is None, for all of `trajectories`, or an occupancy of its own (`visit_counts` of a minibatch, or
+    of the lane's own demonstrations under `replicate`).
 
     Args:
         reward_network: `apply(params, features)` gives the reward [S] (or [S, 1], or [S, A]).
-        trajectories: demonstrations [N, T]; or an occupancy [S, A] ([H, S, A] with a horizon), for the population loss.
+        trajectories: demonstrations [N, T]; or an occupancy [S, A] ([H, S, A] with a horizon), for the population
+            loss; or None, if every batch is an occupancy.
         features: [S, F] (or [S, A, F], if the network takes it); None: one-hot states [S, S].
         horizon: steps of an episode, after which the policy depends on the time left; None is the discounted
             infinite horizon.
@@ -109,10 +113,13 @@ def max_causal_entropy_irl(
     if features.shape[0] != mdp.num_states:
         raise ValueError(f"max_causal_entropy_irl: features must be [{mdp.num_states}, F], got {features.shape}")
 
-    def objective(params: Params, batch: None, key: Key) -> tuple[Array, Metrics]:
+    def objective(params: Params, batch: Array | None, key: Key) -> tuple[Array, Metrics]:
+        visits = counts if batch is None else batch
+        if visits is None:
+            raise ValueError("max_causal_entropy_irl: give `trajectories`, or an occupancy as each batch")
         reward = evaluate_reward(reward_network, params, features)
-        nll = population_causal_entropy_nll(reward, mdp, counts, temperature=temperature, horizon=horizon)
-        return nll / jnp.sum(counts), {}
+        nll = population_causal_entropy_nll(reward, mdp, visits, temperature=temperature, horizon=horizon)
+        return nll / jnp.sum(visits), {}
 
     return gradient_algorithm(reward_network, objective, optimizer)
 

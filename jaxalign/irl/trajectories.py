@@ -78,15 +78,23 @@ def pad_trajectories(demonstrations: Sequence[tuple[ArrayLike, ArrayLike]]) -> T
 
 def check_trajectories(mdp: TabularMDP, trajectories: Trajectories) -> None:
     """Raise ValueError unless all arrays are [N, T] and, outside jit, hold a step and valid states and actions."""
+    _check_ranges(trajectories, {"states": mdp.num_states, "actions": mdp.num_actions})
+
+
+def _check_ranges(trajectories: Trajectories, sizes: dict[str, int]) -> None:
     shapes = [x.shape for x in trajectories]
     if len(set(shapes)) != 1 or len(shapes[0]) != 2:
         raise ValueError(f"trajectories: states, actions and mask must all be [N, T], got {shapes}")
+    integers = all(jnp.issubdtype(x.dtype, jnp.integer) for x in trajectories[:2])
+    if not integers or trajectories.mask.dtype != bool:
+        dtypes = [str(x.dtype) for x in trajectories]
+        raise ValueError(f"trajectories: states and actions must be integers and mask bool, got {dtypes}")
     if any(isinstance(x, jax.core.Tracer) for x in trajectories):
         return
     mask = np.asarray(trajectories.mask)
     if not mask.any():
         raise ValueError("trajectories: there is no step in them (empty demonstrations)")
-    for name, size in (("states", mdp.num_states), ("actions", mdp.num_actions)):
+    for name, size in sizes.items():
         values = np.asarray(getattr(trajectories, name))
         wrong = mask & ((values < 0) | (values >= size))
         if wrong.any():
@@ -124,7 +132,11 @@ def timed_visit_counts(mdp: TabularMDP, trajectories: Trajectories, *, horizon: 
 
 
 def feature_expectations(features: Array, trajectories: Trajectories, *, discount: ArrayLike) -> Array:
-    """(1 / N) sum_n sum_t discount^t mask_nt features[s_nt], features [S, F] -> [F]."""
+    """(1 / N) sum_n sum_t discount^t mask_nt features[s_nt], features [S, F] -> [F].
+
+    Raises ValueError as `check_trajectories`, whose S is that of `features`.
+    """
+    _check_ranges(trajectories, {"states": features.shape[0]})
     states, _, mask = trajectories
     weights = mask * jnp.asarray(discount) ** jnp.arange(states.shape[1], dtype=features.dtype)[None, :]
     return jnp.einsum("nt,ntf->f", weights, features[states]) / states.shape[0]

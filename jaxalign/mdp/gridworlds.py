@@ -40,6 +40,8 @@ def gridworld(
     free = np.ones((height, width), bool) if walls is None else ~np.asarray(walls, bool)
     if free.shape != (height, width):
         raise ValueError(f"gridworld: walls must be {(height, width)}, got {free.shape}")
+    if not isinstance(slip, jax.core.Tracer) and not 0.0 <= float(slip) <= 1.0:
+        raise ValueError(f"gridworld: slip must be in [0, 1], got {slip}")
     actions = 5 if stay else 4
     # Slipping is a fifth move only if staying is an action: blocked moves stay of themselves.
     intended = jnp.eye(actions)

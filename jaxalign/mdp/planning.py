@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxalign.mdp.fixed_point import FixedPoint, fixed_point
+from jaxalign.mdp.fixed_point import FixedPoint, fixed_point, l1_norm, sup_norm
 from jaxalign.mdp.tabular import TabularMDP, action_reward
 from jaxalign.mdp.transitions import GridTransition, dense_transition, expected_next, push_forward
 from jaxalign.types import Array, ArrayLike
@@ -106,8 +107,11 @@ def soft_value_iteration(
 
     Returns SoftPlan. With an infinite horizon its gradient is implicit, one linear solve of (I - discount P_policy), so
     memory does not grow with the iterations.
-    Raises ValueError if the horizon is infinite, discount 1 and no state terminal; or on a reward of another shape.
+    Raises ValueError if the horizon is infinite, discount 1 and no state terminal; if the temperature is not positive;
+    or on a reward of another shape.
     """
+    if not isinstance(temperature, jax.core.Tracer) and not bool(np.all(np.asarray(temperature) > 0.0)):
+        raise ValueError(f"soft_value_iteration: temperature must be positive, got {temperature}")
     soft_max = lambda q: temperature * jax.nn.logsumexp(q / temperature, axis=-1)  # noqa: E731
     value, q, residual, iterations = _plan(
         mdp, reward, soft_max, "soft_value_iteration", horizon, tolerance, max_iterations
@@ -176,9 +180,10 @@ def occupancy_measure(
     else:
         visits = fixed_point(
             lambda mu: mdp.initial + mdp.discount * push_forward(mdp.transition, mu[:, None] * policy),
-            mdp.initial,
+            mdp.initial.astype(policy.dtype),
             tolerance=tolerance,
             max_iterations=max_iterations,
+            norms=(l1_norm, sup_norm),  # a mass spread over 10^6 states is small in each
         ).point
     return visits[:, None] * policy
 
@@ -252,7 +257,7 @@ def _by_solve(mdp: TabularMDP) -> bool:
 def _check_discount(mdp: TabularMDP, name: str) -> None:
     if any(isinstance(x, jax.core.Tracer) for x in (mdp.discount, mdp.terminal)):
         return
-    if mdp.discount.ndim == 0 and float(mdp.discount) == 1.0 and not bool(mdp.terminal.any()):
+    if mdp.discount.ndim == 0 and float(mdp.discount) == 1.0 and not np.asarray(mdp.terminal).any():
         raise ValueError(f"{name}: discount 1 over an infinite horizon needs a terminal state; give `horizon`")
 
 
@@ -263,4 +268,4 @@ def _check_policy(mdp: TabularMDP, log_policy: Array, name: str) -> Array:
             f"{name}: log_policy must be [S, A] or [H, S, A] with S={mdp.num_states}, A={mdp.num_actions}, "
             f"got {log_policy.shape}"
         )
-    return log_policy
+    return log_policy.astype(jnp.promote_types(log_policy.dtype, mdp.initial.dtype))

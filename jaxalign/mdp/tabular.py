@@ -47,8 +47,13 @@ class TabularMDP:
         if isinstance(transition, jax.Array) and (transition.ndim != 3 or transition.shape[0] != transition.shape[2]):
             raise ValueError(f"TabularMDP: transition must be [S, A, S], got {transition.shape}")
         initial, discount = (jnp.asarray(x) for x in (initial, discount))
-        floating = initial if jnp.issubdtype(initial.dtype, jnp.floating) else jnp.zeros(())
-        self._set(transition, initial.astype(floating.dtype), jnp.asarray(terminal), discount.astype(floating.dtype))
+        # One dtype throughout: a loop cannot carry values that a wider transition would widen.
+        probability = transition if isinstance(transition, jax.Array) else transition.probability
+        dtype = jnp.promote_types(probability.dtype, initial.dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            dtype = jnp.zeros(()).dtype
+        transition = _with_probability(transition, probability.astype(dtype))
+        self._set(transition, initial.astype(dtype), jnp.asarray(terminal), discount.astype(dtype))
         _check(self)
 
     def _set(self, *children: Any) -> None:
@@ -93,8 +98,7 @@ def action_reward(mdp: TabularMDP, reward: ArrayLike) -> Array:
     wanted = {1: (states,), 2: (states, actions), 3: (states, actions, states)}
     if reward.shape != wanted.get(reward.ndim):
         raise ValueError(f"reward must be [S], [S, A] or [S, A, S] with S={states}, A={actions}, got {reward.shape}")
-    if not jnp.issubdtype(reward.dtype, jnp.floating):
-        reward = reward.astype(mdp.initial.dtype)
+    reward = reward.astype(jnp.promote_types(reward.dtype, mdp.initial.dtype))
     if reward.ndim == 1:
         reward = jnp.broadcast_to(reward[:, None], (states, actions))
     elif reward.ndim == 3:
@@ -127,6 +131,12 @@ def random_mdp(
         transition = SparseTransition(successors.astype(jnp.int32), probability)
     initial = jnp.full(num_states, 1.0 / num_states)
     return TabularMDP(transition, initial, jnp.zeros(num_states, bool), discount)
+
+
+def _with_probability(transition: Transition, probability: Array) -> Transition:
+    if isinstance(transition, SparseTransition):
+        return transition._replace(probability=probability)
+    return transition.replace(probability=probability) if isinstance(transition, GridTransition) else probability
 
 
 def _check(mdp: TabularMDP) -> None:

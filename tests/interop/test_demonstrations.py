@@ -69,6 +69,7 @@ def test_a_grid_is_saved_dense_and_what_is_unknown_stays_unknown(tmp_path):
     save_world(tmp_path / "grid.npz", mdp)
     world = load_world(tmp_path / "grid.npz")
     np.testing.assert_allclose(world.mdp.transition, dense_transition(mdp.transition))
+    assert world.shape == (2, 2)
     assert world.features is None
     assert world.reward is None
 
@@ -81,6 +82,7 @@ def test_a_grid_is_saved_dense_and_what_is_unknown_stays_unknown(tmp_path):
         ({"discount": np.array(1.5)}, "discount must be in"),
         ({"features": np.zeros((3, 2))}, r"features must be \[2, F\]"),
         ({"reward": np.zeros(3)}, "reward must be"),
+        ({"shape": np.array([3, 1])}, "shape must be"),
         ({"initial": None}, "there is no array 'initial'"),
     ],
 )
