@@ -3,6 +3,7 @@
 Throughout, r(s, a) is `action_reward(mdp, reward)` and terminal states have value 0.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,9 +14,16 @@ from jax import lax
 
 from jaxalign.mdp.fixed_point import FixedPoint, fixed_point, l1_norm, sup_norm
 from jaxalign.mdp.tabular import TabularMDP, action_reward
-from jaxalign.mdp.transitions import GridTransition, dense_transition, expected_next, push_forward
+from jaxalign.mdp.transitions import (
+    GridTransition,
+    dense_transition,
+    expected_next,
+    expected_next_of_actions,
+    push_forward,
+)
 from jaxalign.types import Array, ArrayLike
 
+MAX_UNROLLED_ACTIONS = 16  # more would make long programs
 MAX_SOLVE_STATES = 1024  # up to here one dense solve is quicker than iterating at the usual discounts
 
 
@@ -55,6 +63,12 @@ class SoftPlan(NamedTuple):
 
 def bellman_q(mdp: TabularMDP, reward: Array, value: Array) -> Array:
     """q[s, a] = r[s, a] + discount E_{s'} value[s'], and 0 in terminal states; reward [S, A], value [S] -> [S, A]."""
+    if isinstance(mdp.transition, GridTransition):
+        # Action by action: taken apart again by a maximum over actions, the stack costs nothing, and a sweep is one
+        # pass over the grid, on a CPU 3 times as fast as with arrays [S, A].
+        after = expected_next_of_actions(mdp.transition, value)
+        columns = [r + mdp.discount * x for r, x in zip(jnp.unstack(reward, axis=-1), after, strict=True)]
+        return jnp.stack([jnp.where(mdp.terminal, 0.0, q) for q in columns], axis=-1)
     q = reward + mdp.discount * expected_next(mdp.transition, value)
     return jnp.where(mdp.terminal[:, None], 0.0, q)
 
@@ -79,7 +93,7 @@ def value_iteration(
     Raises ValueError if the horizon is infinite, discount 1 and no state terminal; or on a reward of another shape.
     """
     value, q, residual, iterations = _plan(
-        mdp, reward, lambda q: jnp.max(q, axis=-1), "value_iteration", horizon, tolerance, max_iterations
+        mdp, reward, _max_over_actions, "value_iteration", horizon, tolerance, max_iterations
     )
     return Plan(value, q, jax.nn.one_hot(jnp.argmax(q, axis=-1), mdp.num_actions, dtype=q.dtype), residual, iterations)
 
@@ -112,7 +126,7 @@ def soft_value_iteration(
     """
     if not isinstance(temperature, jax.core.Tracer) and not bool(np.all(np.asarray(temperature) > 0.0)):
         raise ValueError(f"soft_value_iteration: temperature must be positive, got {temperature}")
-    soft_max = lambda q: temperature * jax.nn.logsumexp(q / temperature, axis=-1)  # noqa: E731
+    soft_max = lambda q: temperature * _log_sum_exp(q / temperature)  # noqa: E731
     value, q, residual, iterations = _plan(
         mdp, reward, soft_max, "soft_value_iteration", horizon, tolerance, max_iterations
     )
@@ -228,6 +242,22 @@ def _plan(
     _, (values, q) = lax.scan(earlier, start, None, length=horizon, reverse=True)
     value = jnp.concatenate([values, start[None]])
     return value, q, jnp.zeros((), start.dtype), jnp.int32(horizon)
+
+
+def _max_over_actions(q: Array) -> Array:
+    """max_a q[s, a], [S, A] -> [S]; over a few actions column by column, which XLA fuses and vectorises on a CPU."""
+    if q.shape[-1] > MAX_UNROLLED_ACTIONS:
+        return jnp.max(q, axis=-1)
+    return functools.reduce(jnp.maximum, jnp.unstack(q, axis=-1))
+
+
+def _log_sum_exp(q: Array) -> Array:
+    """log sum_a exp(q[s, a]), [S, A] -> [S]; see `_max_over_actions`."""
+    if q.shape[-1] > MAX_UNROLLED_ACTIONS:
+        return jax.nn.logsumexp(q, axis=-1)
+    top = lax.stop_gradient(_max_over_actions(q))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    return top + jnp.log(sum(jnp.exp(column - top) for column in jnp.unstack(q, axis=-1)))
 
 
 def _occupancy_of_steps(mdp: TabularMDP, policy: Array, horizon: int | None) -> Array:

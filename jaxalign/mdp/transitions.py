@@ -1,6 +1,6 @@
 """Three ways to hold P(s' | s, a): a dense array, a few successors per pair, or the moves of a grid."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -53,9 +53,14 @@ def expected_next(transition: Transition, value: Array) -> Array:
     if isinstance(transition, SparseTransition):
         return jnp.sum(transition.probability * value[transition.next_state], axis=-1)
     if isinstance(transition, GridTransition):
-        moved = _after_moves(transition, value.reshape(transition.open.shape)).reshape(len(transition.moves), -1)
-        return (transition.probability @ moved).T
+        return jnp.stack(expected_next_of_actions(transition, value), axis=-1)
     return transition @ value
+
+
+def expected_next_of_actions(grid: GridTransition, value: Array) -> list[Array]:
+    """The columns [S] of `expected_next`, apart: sums of shifted arrays that XLA fuses with what is done to each."""
+    moved = [image.reshape(-1) for image in _after_moves(grid, value.reshape(grid.open.shape))]
+    return [sum(p * image for p, image in zip(row, moved, strict=True)) for row in grid.probability]
 
 
 def push_forward(transition: Transition, mass: Array) -> Array:
@@ -97,7 +102,7 @@ def sparse_transition(transition: Transition) -> SparseTransition:
         return SparseTransition(next_state.astype(jnp.int32), probability)
     height, width = transition.open.shape
     index = jnp.arange(height * width, dtype=jnp.int32).reshape(height, width)
-    successors = _after_moves(transition, index).reshape(len(transition.moves), -1).T  # [S, M]
+    successors = jnp.stack(_after_moves(transition, index), axis=-1).reshape(height * width, -1)  # [S, M]
     shape = (successors.shape[0], *transition.probability.shape)
     return SparseTransition(
         jnp.broadcast_to(successors[:, None, :], shape), jnp.broadcast_to(transition.probability[None], shape)
@@ -121,22 +126,13 @@ def sample_next(key: Key, transition: Transition, state: Array, action: Array) -
     return jax.random.categorical(key, jnp.log(transition[state, action]))
 
 
-def _after_moves(grid: GridTransition, image: Array) -> Array:
-    """image[cell reached by move m] for every m and cell, [H, W] -> [M, H, W]."""
-    return jnp.stack([_after_move(grid.open, image, *move) for move in grid.moves])
-
-
-def _after_move(free: Array, image: Array, down: int, right: int) -> Array:
-    if (down, right) == (0, 0):
-        return image
-    blocked = ~_shift(free, down, right, False)
-    return jnp.where(blocked, image, _shift(image, down, right, 0))
-
-
-def _shift(image: Array, down: int, right: int, fill: Any) -> Array:
-    """out[y, x] = image[y + down, x + right], `fill` outside."""
+def _after_moves(grid: GridTransition, image: Array) -> list[Array]:
+    """image[cell reached by move m] for every cell, one [H, W] per move."""
     height, width = image.shape
-    padding = ((max(0, -down), max(0, down)), (max(0, -right), max(0, right)))
-    padded = jnp.pad(image, padding, constant_values=fill)
-    top, left = max(0, down), max(0, right)
-    return padded[top : top + height, left : left + width]
+    reach = max(max(map(abs, move), default=0) for move in grid.moves)
+    padded, free = jnp.pad(image, reach), jnp.pad(grid.open, reach)
+    moved = []
+    for down, right in grid.moves:
+        window = (slice(reach + down, reach + down + height), slice(reach + right, reach + right + width))
+        moved.append(image if (down, right) == (0, 0) else jnp.where(free[window], padded[window], image))
+    return moved
