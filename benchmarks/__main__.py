@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = parser()
     asked = command.parse_args(arguments)
     if asked.names == ["peers"]:
-        print(f"peer environment ready: {peers.install()}")
+        for environment in peers.ENVIRONMENTS:
+            print(f"peer environment ready: {peers.install(environment)}")
         return 0
     found = discover(asked.folder.resolve())
     if unknown := [name for name in asked.names if name not in found]:

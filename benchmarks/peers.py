@@ -1,4 +1,4 @@
-"""The other library's side: an environment of its own in .peers/, and one script per benchmark in peer/."""
+"""The other library's side: environments of its own in .peers*/, and one script per benchmark in peer/."""
 
 import json
 import os
@@ -6,28 +6,47 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
-PACKAGES = ("transformers", "trl", "peft", "psutil")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 VARIABLE = "JAXALIGN_PEER_PYTHON"
+
+
+class Environment(NamedTuple):
+    """What is installed beside torch, in which folder, for the peers of which benchmarks."""
+
+    folder: str
+    packages: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+
+
+# imitation holds huggingface_hub and gymnasium at versions that transformers cannot live with.
+ENVIRONMENTS = (
+    Environment(".peers", ("transformers", "trl", "peft", "psutil"), ("dpo",)),
+    Environment(".peers-imitation", ("imitation", "psutil"), ("adversarial_irl", "bayesian_irl", "irl")),
+)
+
+
+def environment_of(benchmark: str) -> Environment:
+    """Where the benchmark's peer lives; the first environment for those that no environment names."""
+    return next((e for e in ENVIRONMENTS if benchmark in e.benchmarks), ENVIRONMENTS[0])
 
 
 class RunFailed(RuntimeError):
     """A measuring process ended badly; the message ends with what it last said."""
 
 
-def interpreter() -> pathlib.Path | None:
-    """The peer environment's Python: the one JAXALIGN_PEER_PYTHON names, or that of .peers/, or None if absent."""
+def interpreter(benchmark: str) -> pathlib.Path | None:
+    """The Python of the benchmark's peer: the one JAXALIGN_PEER_PYTHON names, or its environment's, or None."""
     named = os.environ.get(VARIABLE)
     if named:
         path = pathlib.Path(named)
         if not path.exists():
             raise FileNotFoundError(f"{VARIABLE} is set to {named}, which does not exist")
         return path
-    path = _python(ROOT / ".peers")
+    path = _python(ROOT / environment_of(benchmark).folder)
     return path if path.exists() else None
 
 
@@ -35,24 +54,24 @@ def _python(folder: pathlib.Path) -> pathlib.Path:
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
-def install_commands(folder: pathlib.Path, *, cpu_only: bool) -> list[list[str]]:
-    """What makes the environment: the venv, torch at its pin (the small CPU build if asked), then the rest."""
+def install_commands(folder: pathlib.Path, packages: tuple[str, ...], *, cpu_only: bool) -> list[list[str]]:
+    """What makes an environment: the venv, torch at its pin (the small CPU build if asked), then the packages."""
     pip = [str(_python(folder)), "-m", "pip", "install"]
     index = ["--index-url", TORCH_CPU_INDEX] if cpu_only else []
-    return [[sys.executable, "-m", "venv", str(folder)], [*pip, TORCH, *index], [*pip, *PACKAGES]]
+    return [[sys.executable, "-m", "venv", str(folder)], [*pip, TORCH, *index], [*pip, *packages]]
 
 
-def install() -> pathlib.Path:
-    """Make .peers/ and return its Python. Without an NVIDIA driver on Linux, torch's CPU build is tried first."""
-    folder = ROOT / ".peers"
+def install(environment: Environment) -> pathlib.Path:
+    """Make an environment, return its Python. Without an NVIDIA driver on Linux, torch's CPU build is tried first."""
+    folder, packages = ROOT / environment.folder, environment.packages
     cpu_only = sys.platform == "linux" and shutil.which("nvidia-smi") is None
-    create, torch, rest = install_commands(folder, cpu_only=cpu_only)
+    create, torch, rest = install_commands(folder, packages, cpu_only=cpu_only)
     subprocess.run(create, check=True)
     if subprocess.run(torch, check=False).returncode != 0:
         if not cpu_only:
             raise RunFailed(f"could not install {TORCH}")
         print(f"no {TORCH} at {TORCH_CPU_INDEX}: taking the package index's own build")
-        subprocess.run(install_commands(folder, cpu_only=False)[1], check=True)
+        subprocess.run(install_commands(folder, packages, cpu_only=False)[1], check=True)
     subprocess.run(rest, check=True)
     return _python(folder)
 
@@ -83,7 +102,7 @@ def ask(command: list[str], case: dict[str, Any], *, timeout: float) -> dict[str
 
 def absence(script: pathlib.Path) -> str | None:
     """Why this benchmark's peer cannot run here, or None if it can."""
-    if interpreter() is None:
+    if interpreter(script.stem) is None:
         return f"no peer environment: `python -m benchmarks peers` makes one, or set {VARIABLE}"
     if not script.exists():
         return "this benchmark has no peer"

@@ -61,7 +61,7 @@ def run_benchmark(
     if not benchmark.peer.exists():
         why_absent = "this benchmark has no peer"
     ours = [sys.executable, "-m", "benchmarks.one_case", str(benchmark.script)]
-    theirs = [str(peers.interpreter()), str(benchmark.peer)] if why_absent is None else None
+    theirs = [str(peers.interpreter(benchmark.name)), str(benchmark.peer)] if why_absent is None else None
     taken: dict[tuple[int, str], list[dict[str, Any]]] = {}
     failed: dict[tuple[int, str], str] = {}
     environments: dict[str, Any] = {"jaxalign": None, "peer": None}

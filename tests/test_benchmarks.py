@@ -191,7 +191,7 @@ def test_a_script_that_prints_no_json_is_named():
 @pytest.mark.peer
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_the_dpo_peer_trains_a_tiny_model_from_the_loss_of_an_untrained_one(tuning):
-    if peers.interpreter() is None:
+    if peers.interpreter("dpo") is None:
         pytest.skip("no peer environment")
     case = {
         "model": {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -201,7 +201,7 @@ def test_the_dpo_peer_trains_a_tiny_model_from_the_loss_of_an_untrained_one(tuni
         "tuning": tuning, "lora_rank": 2, "lora_alpha": 4, "lora_targets": ["q_proj", "v_proj"],
     }  # fmt: skip
     script = peers.ROOT / "benchmarks" / "peer" / "dpo.py"
-    record = peers.ask([str(peers.interpreter()), str(script)], case, timeout=300)
+    record = peers.ask([str(peers.interpreter("dpo")), str(script)], case, timeout=300)
     losses = record["quality"]["losses"]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)  # policy and reference agree before the first step
     assert losses[-1] < losses[0]
@@ -311,17 +311,24 @@ def test_peak_memory_is_the_process_own_and_not_its_starters():
 
 
 def test_peer_environment_is_torch_at_its_pin_first(tmp_path):
-    create, torch, rest = peers.install_commands(tmp_path, cpu_only=True)
+    packages = peers.environment_of("dpo").packages
+    create, torch, rest = peers.install_commands(tmp_path, packages, cpu_only=True)
     assert create[1:3] == ["-m", "venv"]
     assert torch[-3:] == [peers.TORCH, "--index-url", peers.TORCH_CPU_INDEX]
     assert rest[-4:] == ["transformers", "trl", "peft", "psutil"]
-    assert peers.install_commands(tmp_path, cpu_only=False)[1][-1] == peers.TORCH
+    assert peers.install_commands(tmp_path, packages, cpu_only=False)[1][-1] == peers.TORCH
 
 
 def test_a_wrong_peer_interpreter_is_an_error_and_not_an_absence(monkeypatch):
     monkeypatch.setenv(peers.VARIABLE, "/nowhere/python")
     with pytest.raises(FileNotFoundError, match="JAXALIGN_PEER_PYTHON is set to /nowhere/python"):
-        peers.interpreter()
+        peers.interpreter("dpo")
+
+
+def test_every_benchmark_with_a_peer_has_its_environment():
+    named = {name for environment in peers.ENVIRONMENTS for name in environment.benchmarks}
+    assert named == {name for name, benchmark in discover(peers.ROOT / "benchmarks").items() if benchmark.peer.exists()}
+    assert peers.environment_of("irl").folder != peers.environment_of("dpo").folder
 
 
 def test_bad_requests_are_refused(folder, capsys):
