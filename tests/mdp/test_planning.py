@@ -278,7 +278,7 @@ def test_implicit_gradients(form):
 
         args = (rewards("SAS"), logits_of(mdp), 0.8, 0.7)
         args = tuple(jnp.asarray(x) for x in args)
-        check_grads(jax.jit(implicit), args, order=1, modes=["fwd", "rev"], rtol=1e-5)
+        check_grads(jax.jit(implicit), args, order=1, modes=["rev"], rtol=1e-5)
         every = (0, 1, 2, 3)
         for one, other in zip(
             jax.jit(jax.grad(implicit, every))(*args), jax.jit(jax.grad(unrolled, every))(*args), strict=True
