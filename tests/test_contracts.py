@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxalign
-from jaxalign import Algorithm, Network, gradient_algorithm, networks, preferences
+from jaxalign import Algorithm, Network, gradient_algorithm, irl, mdp, networks, preferences
 from jaxalign.runtime.checkpoint import Checkpoints
 from jaxalign.runtime.chunks import split_frozen
 
@@ -67,7 +67,104 @@ def reference_free(factory, **options) -> Case:
     return Case(factory(networks.transformer(language_model()), optax.sgd(1e-2), beta=0.5, **options), pairs())
 
 
+GRID = mdp.gridworld(2, 2, slip=0.2, goal=3)
+
+
+def uniform_visits() -> jax.Array:
+    return mdp.occupancy_measure(GRID, jnp.full((4, 5), -jnp.log(5.0)))
+
+
+def maximum_entropy() -> Case:
+    return Case(irl.max_causal_entropy_irl(GRID, irl.linear_reward(4), optax.adam(0.1), None), uniform_visits())
+
+
+def posterior() -> Case:
+    pytest.importorskip("blackjax")
+    prior = irl.gaussian_prior(4)
+
+    def log_posterior(reward, visits):
+        return prior.log_prob(reward) + jnp.sum(visits * irl.boltzmann_policy(GRID, reward, beta=1.0))
+
+    return Case(irl.posterior_chains(log_posterior, prior, num_chains=2, num_samples=4, num_warmup=4), uniform_visits())
+
+
+def mean_field() -> Case:
+    prior = irl.gaussian_prior(4)
+    log_posterior = lambda reward: prior.log_prob(reward) - jnp.sum(jnp.cosh(reward))  # noqa: E731
+    return Case(irl.mean_field(log_posterior, prior, optax.adam(0.1)), jnp.zeros(1))
+
+
+def avril() -> Case:
+    demonstrations = irl.Trajectories(jnp.array([[0, 1]]), jnp.array([[1, 2]]), jnp.ones((1, 2), bool))
+    q, reward = (Network.from_linen(networks.MLP((4, size)), jnp.zeros((1, 4))) for size in (5, 10))
+    algorithm = irl.avril(q, reward, optax.adam(1e-2), beta=1.0, discount=0.9)
+    return Case(algorithm, irl.demonstrated_transitions(demonstrations, jnp.eye(4)))
+
+
+def expert_steps() -> irl.Transitions:
+    return irl.occupancy_transitions(GRID, uniform_visits())
+
+
+def telling_apart() -> Case:
+    expert = expert_steps()
+    other = expert._replace(weights=jnp.ones_like(expert.weights))
+    return Case(irl.discriminator(irl.gail_reward(irl.state_table(4, 5)), optax.adam(1e-2)), (expert, other))
+
+
+def imitation(factory) -> Case:
+    return Case(factory(irl.policy_mirror_descent(GRID, step_size=0.1)), expert_steps())
+
+
+def gail(learner) -> Algorithm:
+    return irl.gail(learner, irl.state_table(4, 5), optax.adam(1e-2))
+
+
+def adversarial(learner) -> Algorithm:
+    return irl.adversarial_imitation(learner, irl.gail_reward(irl.state_table(4)), optax.adam(1e-2))
+
+
+def airl(learner) -> Algorithm:
+    return irl.airl(learner, irl.state_table(4), irl.state_table(4), optax.adam(1e-2), discount=0.9)
+
+
+def joint() -> Case:
+    reward, human = irl.linear_reward(4), irl.linear_reward(4)
+    algorithm = irl.joint_reward_learning(GRID, reward, human, optax.adam(0.1), uniform_visits(), coherence=1.0)
+    visits = jax.random.uniform(jax.random.key(1), (2, 3, 4, 5))
+    return Case(algorithm, irl.ComparedVisits(visits[0], visits[1], jnp.array([True, False, True])))
+
+
+def constrained() -> Case:
+    def objective(x, batch, key):
+        return jnp.sum((x["weights"] - batch) ** 2), {}
+
+    algorithm = irl.constrained(
+        irl.linear_reward(4), objective, lambda x, *_: x["weights"][:1] - 0.1, optax.sgd(0.1), num_constraints=1,
+        dual_learning_rate=0.1,
+    )  # fmt: skip
+    return Case(algorithm, jnp.ones(4))
+
+
+def aligned() -> Case:
+    algorithm = irl.align_values(
+        GRID, irl.linear_reward(4), jnp.arange(4.0), optax.adam(0.1), costs=jnp.ones((1, 4, 5)),
+        budgets=jnp.array([2.0]), temperature=0.5, dual_learning_rate=0.1,
+    )  # fmt: skip
+    return Case(algorithm, jnp.zeros(1))
+
+
 CASES = {
+    "max_causal_entropy_irl": maximum_entropy,
+    "posterior_chains": posterior,
+    "mean_field": mean_field,
+    "avril": avril,
+    "discriminator": telling_apart,
+    "gail": lambda: imitation(gail),
+    "adversarial_imitation": lambda: imitation(adversarial),
+    "airl": lambda: imitation(airl),
+    "joint_reward_learning": joint,
+    "constrained": constrained,
+    "align_values": aligned,
     "gradient_algorithm": regression,
     "replicate": replicated,
     "dpo": direct,

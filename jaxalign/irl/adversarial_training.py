@@ -59,7 +59,7 @@ class AdversarialState(TrainState):
     policy: Any = None
 
 
-def adversarial(
+def adversarial_imitation(
     learner: PolicyLearner,
     adversary: AdversarialReward,
     optimizer: optax.GradientTransformation,
@@ -89,7 +89,7 @@ def adversarial(
     def step(state: AdversarialState, batch: Transitions | None) -> tuple[AdversarialState, Metrics]:
         demonstrations = expert if batch is None else batch
         if demonstrations is None:
-            raise ValueError("adversarial: there are no demonstrations: give `expert`, or Transitions as the batch")
+            raise ValueError("adversarial_imitation: no demonstrations: give `expert`, or Transitions as the batch")
         key, rollout_key, improve_key = jax.random.split(state.key, 3)
         policy, steps = learner.rollout(state.policy, rollout_key)
         demonstrations = demonstrations._replace(log_probs=learner.log_prob(policy, demonstrations))
@@ -121,7 +121,7 @@ def gail(
     reward: Callable[[Array], Array] = jax.nn.softplus,
     discriminator_steps: int = 1,
 ) -> Algorithm:
-    """Generative adversarial imitation: `adversarial` with `gail_reward(network, reward=reward)`.
+    """Generative adversarial imitation: `adversarial_imitation` with `gail_reward(network, reward=reward)`.
 
     With a discriminator [B, A] of enough capacity, a learner at temperature t and episodes that do not end, the policy
     minimises 2 JSD(d_expert, d_policy) - t H(policy), d normalised occupancies [S, A] and H the entropy per step in
@@ -129,7 +129,7 @@ def gail(
     Ho and Ermon, arXiv:1606.03476.
     """
     adversary = gail_reward(network, reward=reward)
-    return adversarial(learner, adversary, optimizer, expert=expert, discriminator_steps=discriminator_steps)
+    return adversarial_imitation(learner, adversary, optimizer, expert=expert, discriminator_steps=discriminator_steps)
 
 
 def airl(
@@ -142,13 +142,13 @@ def airl(
     expert: Transitions | None = None,
     discriminator_steps: int = 1,
 ) -> Algorithm:
-    """Adversarial IRL: `adversarial` with `airl_reward`; the learner's temperature must be 1.
+    """Adversarial IRL: `adversarial_imitation` with `airl_reward`; the learner's temperature must be 1.
 
     The recovered reward is `reward_network` at `state.params["reward"]`: [S] for state-only, [S, A] for state-action.
     Fu, Luo and Levine, arXiv:1710.11248.
     """
     adversary = airl_reward(reward_network, potential_network, discount=discount)
-    return adversarial(learner, adversary, optimizer, expert=expert, discriminator_steps=discriminator_steps)
+    return adversarial_imitation(learner, adversary, optimizer, expert=expert, discriminator_steps=discriminator_steps)
 
 
 def soft_planner(

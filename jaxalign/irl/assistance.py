@@ -140,10 +140,10 @@ def literal_human(game: AssistanceGame, *, beta: ArrayLike, robot_policy: Array 
     transition = jnp.einsum("shrz,sr->shz", game.transition, robot_policy)
     mdp = TabularMDP(transition, game.initial, game.terminal, game.discount)
     rewards = jnp.einsum("kshr,sr->ksh", game.reward, robot_policy)
-    return boltzmann_policy(jax.vmap(lambda reward: value_iteration(mdp, reward).q)(rewards), beta=beta)
+    return boltzmann_choice(jax.vmap(lambda reward: value_iteration(mdp, reward).q)(rewards), beta=beta)
 
 
-def boltzmann_policy(q: Array, *, beta: ArrayLike) -> Array:
+def boltzmann_choice(q: Array, *, beta: ArrayLike) -> Array:
     """policy[..., h] ~ exp(beta q[..., h]), [..., H]; with beta infinite all on the first best action."""
     finite = jax.nn.softmax(jnp.where(jnp.isinf(beta), 1.0, beta) * q, axis=-1)
     best = jax.nn.one_hot(jnp.argmax(q, axis=-1), q.shape[-1], dtype=q.dtype)
@@ -165,7 +165,7 @@ def human_response(game: AssistanceGame, plan: AssistancePlan, human: Array | Pe
 
     human: a fixed policy [K, S, H], or a PedagogicHuman, who responds to the robot's graph:
         q[t, s, n, k, h] = r[k, s, h, a] + discount E_{s'} alpha[t+1, s', successor[t, s, n, h, s'], k],
-        a = robot_action[t, s, n];  alpha = sum_h policy q,  policy = boltzmann_policy(q, beta=human.beta)
+        a = robot_action[t, s, n];  alpha = sum_h policy q,  policy = boltzmann_choice(q, beta=human.beta)
 
     The robot starts where it would have started: it does not know that the human is another.
     """
@@ -191,7 +191,7 @@ def human_response(game: AssistanceGame, plan: AssistancePlan, human: Array | Pe
 def respond(human: Array | PedagogicHuman, q: Array) -> Array:
     """What a human does in every state and node, given q [S, N, K, H]; a fixed policy is [K, S, H]. [S, N, K, H]."""
     if isinstance(human, PedagogicHuman):
-        return boltzmann_policy(q, beta=human.beta)
+        return boltzmann_choice(q, beta=human.beta)
     return jnp.broadcast_to(jnp.swapaxes(human, 0, 1)[:, None].astype(q.dtype), q.shape)
 
 

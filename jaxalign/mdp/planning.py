@@ -157,7 +157,7 @@ def policy_evaluation(
         last = jnp.zeros(mdp.num_states, reward.dtype)
         _, values = lax.scan(lambda v, p: (backup(p, v),) * 2, last, policy, reverse=True)
         return jnp.concatenate([values, last[None]])
-    _check_discount(mdp, "policy_evaluation")
+    check_discount(mdp, "policy_evaluation")
     if _by_solve(mdp):
         return jnp.linalg.solve(*_linear_system(mdp, policy, jnp.sum(policy * reward, axis=-1)))
     start = jnp.zeros(mdp.num_states, reward.dtype)
@@ -187,7 +187,7 @@ def occupancy_measure(
         raise ValueError(f"occupancy_measure: horizon is {horizon}, log_policy has {policy.shape[0]} steps")
     if policy.ndim == 3 or horizon is not None:
         return _occupancy_of_steps(mdp, policy, horizon)
-    _check_discount(mdp, "occupancy_measure")
+    check_discount(mdp, "occupancy_measure")
     if _by_solve(mdp):
         matrix, initial = _linear_system(mdp, policy, mdp.initial)
         visits = jnp.linalg.solve(matrix.T, initial)
@@ -227,7 +227,7 @@ def _plan(
         return jnp.where(mdp.terminal, 0.0, maximum(q)), q
 
     if horizon is None:
-        _check_discount(mdp, name)
+        check_discount(mdp, name)
         found: FixedPoint = fixed_point(
             lambda v: backup(v)[0], start, tolerance=tolerance, max_iterations=max_iterations
         )
@@ -284,7 +284,8 @@ def _by_solve(mdp: TabularMDP) -> bool:
     return not isinstance(mdp.transition, GridTransition) and mdp.num_states <= MAX_SOLVE_STATES
 
 
-def _check_discount(mdp: TabularMDP, name: str) -> None:
+def check_discount(mdp: TabularMDP, name: str) -> None:
+    """Raise ValueError, outside jit, if an infinite sum of rewards need not converge."""
     if any(isinstance(x, jax.core.Tracer) for x in (mdp.discount, mdp.terminal)):
         return
     if mdp.discount.ndim == 0 and float(mdp.discount) == 1.0 and not np.asarray(mdp.terminal).any():

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxalign.mdp.fixed_point import fixed_point
-from jaxalign.mdp.planning import Plan, _check_discount
+from jaxalign.mdp.planning import Plan, check_discount
 from jaxalign.mdp.tabular import TabularMDP, action_reward
 from jaxalign.mdp.transitions import GridTransition, SparseTransition, sparse_transition
 from jaxalign.types import Array, ArrayLike
@@ -193,7 +193,7 @@ def robust_value_iteration(
     """
     robust_q, start = _robust_backup(mdp, reward, uncertainty)
     if horizon is None:
-        _check_discount(mdp, "robust_value_iteration")
+        check_discount(mdp, "robust_value_iteration")
         found = fixed_point(
             lambda value: jnp.max(robust_q(value), axis=-1), start, tolerance=tolerance, max_iterations=max_iterations
         )
@@ -234,7 +234,7 @@ def robust_policy_evaluation(
             f"got {log_policy.shape}"
         )
     robust_q, start = _robust_backup(mdp, reward, uncertainty)
-    _check_discount(mdp, "robust_policy_evaluation")
+    check_discount(mdp, "robust_policy_evaluation")
     policy = jnp.exp(log_policy)
     return fixed_point(
         lambda value: jnp.sum(policy * robust_q(value), axis=-1),

@@ -19,7 +19,7 @@ from jaxalign.irl.adversarial import (
     weighted_mean,
 )
 from jaxalign.irl.adversarial_training import (
-    adversarial,
+    adversarial_imitation,
     airl,
     exact_rollout,
     gail,
@@ -390,6 +390,6 @@ def test_x64_and_missing_demonstrations():
         algorithm = airl(learn, state_table(9), state_table(9), optax.adam(0.1), discount=0.9, expert=expert)
         state, _ = fit(algorithm, 3)
         assert state.policy.dtype == state.params["reward"].dtype == jnp.float64
-    bare = adversarial(soft_planner(grid(3)), gail_reward(state_table(9, 5)), optax.sgd(1.0))
+    bare = adversarial_imitation(soft_planner(grid(3)), gail_reward(state_table(9, 5)), optax.sgd(1.0))
     with pytest.raises(ValueError, match="no demonstrations"):
         bare.step(bare.init(jax.random.key(0)), None)

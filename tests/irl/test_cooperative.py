@@ -14,7 +14,7 @@ from jaxalign.irl.assistance import (
     AssistanceGame,
     PedagogicHuman,
     best_node,
-    boltzmann_policy,
+    boltzmann_choice,
     human_response,
     literal_human,
     posterior,
@@ -73,7 +73,7 @@ SMALL = [({}, 2), ({"states": 1, "terminal": (False,)}, 3), ({"terminal": (False
 @pytest.mark.parametrize("seed", [0, 1])
 def test_exact_values_equal_those_of_the_best_enumerated_plan(options, horizon, seed):
     game = random_game(seed, **options)
-    human = np.asarray(boltzmann_policy(game.reward.mean(-1), beta=2.0))
+    human = np.asarray(boltzmann_choice(game.reward.mean(-1), beta=2.0))
     np.testing.assert_allclose(
         solve_assistance(game, horizon=horizon).value, best_by_enumeration(game, horizon), rtol=1e-5, atol=1e-6
     )
@@ -274,7 +274,7 @@ def test_jit_vmap_and_gradients_in_float64():
         @jax.jit
         def value(reward, beta):
             changed = game.replace(reward=reward)
-            human = boltzmann_policy(reward.mean(-1), beta=beta)
+            human = boltzmann_choice(reward.mean(-1), beta=beta)
             beliefs = jax.lax.stop_gradient(reachable_beliefs(changed, human, horizon=2))
             return solve_assistance(changed, horizon=2, human=human, beliefs=beliefs).value
 
@@ -284,7 +284,7 @@ def test_jit_vmap_and_gradients_in_float64():
         lanes = jax.vmap(value, in_axes=(None, 0))(game.reward, betas)
         np.testing.assert_allclose(lanes, [value(game.reward, beta) for beta in betas], rtol=1e-12)
         exact = [
-            solve_assistance(game, horizon=2, human=boltzmann_policy(game.reward.mean(-1), beta=beta)).value
+            solve_assistance(game, horizon=2, human=boltzmann_choice(game.reward.mean(-1), beta=beta)).value
             for beta in betas
         ]
         np.testing.assert_allclose(lanes, exact, rtol=1e-7)
