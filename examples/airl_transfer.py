@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign import sweep, train
-from jaxalign.irl.adversarial_training import airl, exact_rollout, gail, policy_mirror_descent, state_table
-from jaxalign.irl.evaluation import expected_value_difference
+from jaxalign.irl import airl, exact_rollout, expected_value_difference, gail, policy_mirror_descent, state_table
 from jaxalign.mdp import gridworld, soft_value_iteration, sparse_transition, value_iteration
 from jaxalign.statistics import bootstrap_interval
 

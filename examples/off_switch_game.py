@@ -9,9 +9,7 @@ import importlib.util
 
 import jax.numpy as jnp
 
-from jaxalign.irl.assistance import literal_human
-from jaxalign.irl.assistance_solvers import solve_assistance
-from jaxalign.irl.off_switch import normal_bins, off_switch_game, off_switch_values
+from jaxalign.irl import literal_human, normal_bins, off_switch_game, off_switch_values, solve_assistance
 
 MEAN, STDS, TEMPERATURES, PICTURE = 0.5, (0.1, 0.5, 1.0, 2.0), (0.0, 0.25, 1.0, 4.0), "off_switch_game.png"
 

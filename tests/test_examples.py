@@ -23,6 +23,30 @@ def test_a_loss_in_your_own_loop():
     assert "P(good" in run("your_own_loop.py")
 
 
+def test_the_off_switch_game(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "0.3989" in run("off_switch_game.py")
+
+
+@pytest.mark.slow
+def test_active_queries():
+    smaller = ("6, 6, 400, 32, 12, 20, 5, 32, 4", "3, 3, 20, 6, 4, 4, 2, 3, 2")
+    assert "chosen as a batch" in run("active_queries.py", [smaller])
+
+
+@pytest.mark.slow
+def test_airl_transfer():
+    assert "slippery" in run("airl_transfer.py", [("5, 16, 600", "3, 2, 20")])
+
+
+@pytest.mark.slow
+def test_recover_reward(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    smaller = ("6, 9, 40, 20, 2.0, 200, 300", "4, 2, 20, 10, 2.0, 20, 20")
+    assert "acting at random loses" in run("recover_reward.py", [smaller])
+    assert (tmp_path / "reward.png").exists()
+
+
 @pytest.mark.slow
 def test_sweep():
     smaller = ("8, 60, 16, 48", "2, 4, 4, 48")

@@ -112,13 +112,13 @@ def select_queries(
     """A batch of k queries to ask together, greedily by the information in their joint answers.
 
     Each pick maximises what its answer adds to those picked before, the mean over their joint answers c of
-    I(reward; answer to q | c), so a question that says what an earlier one says is worth nothing. The information of a
-    set is monotone and submodular: the batch has at least 1 - 1/e of the best one's (Nemhauser et al. 1978).
+    I(reward; answer to q | c), so what an earlier question told counts no more. The information of a set is monotone
+    and submodular: an exact greedy batch has at least 1 - 1/e of the best one's (Nemhauser et al. 1978).
 
     The mean over c is exact while the K^(k-1) joint answers are no more than `max_scenarios`. Beyond, the first picks
     (as many as fit) stay enumerated and the later answers are drawn from their predictive distribution, about
     `max_scenarios` draws in all; given the draws the inner information stays exact. After BatchBALD (Kirsch et al.,
-    arXiv:1906.08158), where it is K^(k-1) draws of the parameters instead.
+    arXiv:1906.08158, section 3).
 
     Args:
         log_likelihood: [N, Q, K].

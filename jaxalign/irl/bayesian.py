@@ -16,6 +16,7 @@ from jaxalign.mdp import (
     action_reward,
     bellman_q,
     dense_transition,
+    discounted_sum,
     soft_value_iteration,
     value_iteration,
 )
@@ -150,7 +151,7 @@ def direct_boltzmann_policy(mdp: TabularMDP, reward: ArrayLike, *, beta: ArrayLi
 
     def q_of(policy: Array, reward: Array) -> Array:
         stays = jnp.where(mdp.terminal[:, None], 0.0, mdp.discount * chosen(dense, policy))
-        return bellman_q(mdp, reward, jnp.linalg.solve(jnp.eye(len(stays)) - stays, chosen(reward, policy)))
+        return bellman_q(mdp, reward, discounted_sum(stays, chosen(reward, policy)))
 
     def improve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         policy, _, count = carry

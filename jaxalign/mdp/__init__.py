@@ -1,5 +1,6 @@
 """Finite Markov decision processes: dense, sparse and grid transitions; hard, soft and robust planning; builders."""
 
+from jaxalign.mdp.discounted_sum import discounted_sum
 from jaxalign.mdp.fixed_point import FixedPoint, fixed_point
 from jaxalign.mdp.gridworlds import Objectworld, cliff, cliff_reward, gridworld, objectworld
 from jaxalign.mdp.planning import (
@@ -64,6 +65,7 @@ __all__ = [
     "cliff",
     "cliff_reward",
     "dense_transition",
+    "discounted_sum",
     "distributional_shift",
     "expected_next",
     "expected_return",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxalign.mdp.discounted_sum import discounted_sum
 from jaxalign.mdp.fixed_point import FixedPoint, fixed_point, l1_norm, sup_norm
 from jaxalign.mdp.tabular import TabularMDP, action_reward
 from jaxalign.mdp.transitions import (
@@ -143,7 +144,7 @@ def policy_evaluation(
 ) -> Array:
     """The value of a policy: value = r_pi + discount P_pi value with r_pi[s] = sum_a exp(log_policy[s, a]) r(s, a).
 
-    log_policy: [S, A] gives [S], by a linear solve up to 1,024 states and by iteration (see `value_iteration` for
+    log_policy: [S, A] gives [S], by `discounted_sum` up to 1,024 states and by iteration (see `value_iteration` for
     tolerance) above; [H, S, A] is a policy that changes with time and gives [H+1, S].
     Raises ValueError if discount is 1 and no state terminal (unless time is finite); or on arrays of another shape.
     """
@@ -159,7 +160,7 @@ def policy_evaluation(
         return jnp.concatenate([values, last[None]])
     check_discount(mdp, "policy_evaluation")
     if _by_solve(mdp):
-        return jnp.linalg.solve(*_linear_system(mdp, policy, jnp.sum(policy * reward, axis=-1)))
+        return discounted_sum(_discounted_steps(mdp, policy), jnp.sum(policy * reward, axis=-1))
     start = jnp.zeros(mdp.num_states, reward.dtype)
     return fixed_point(
         lambda v: backup(policy, v), start, tolerance=tolerance, max_iterations=max_iterations
@@ -189,8 +190,7 @@ def occupancy_measure(
         return _occupancy_of_steps(mdp, policy, horizon)
     check_discount(mdp, "occupancy_measure")
     if _by_solve(mdp):
-        matrix, initial = _linear_system(mdp, policy, mdp.initial)
-        visits = jnp.linalg.solve(matrix.T, initial)
+        visits = discounted_sum(_discounted_steps(mdp, policy).T, mdp.initial.astype(policy.dtype))
     else:
         visits = fixed_point(
             lambda mu: mdp.initial + mdp.discount * push_forward(mdp.transition, mu[:, None] * policy),
@@ -273,11 +273,10 @@ def _occupancy_of_steps(mdp: TabularMDP, policy: Array, horizon: int | None) -> 
     return total
 
 
-def _linear_system(mdp: TabularMDP, policy: Array, right: Array) -> tuple[Array, Array]:
-    """I - discount P_pi with nothing leaving terminal states, [S, S], and the right-hand side [S]."""
+def _discounted_steps(mdp: TabularMDP, policy: Array) -> Array:
+    """discount P_pi with nothing leaving terminal states, [S, S]."""
     between = jnp.einsum("sa,saz->sz", policy, dense_transition(mdp.transition))
-    between = jnp.where(mdp.terminal[:, None], 0.0, between)
-    return jnp.eye(mdp.num_states, dtype=between.dtype) - mdp.discount * between, right
+    return jnp.where(mdp.terminal[:, None], 0.0, mdp.discount * between)
 
 
 def _by_solve(mdp: TabularMDP) -> bool:
