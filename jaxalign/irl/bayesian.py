@@ -138,36 +138,40 @@ def boltzmann_policy(
 def direct_boltzmann_policy(mdp: TabularMDP, reward: ArrayLike, *, beta: ArrayLike, sweeps: int = 20) -> Array:
     """`boltzmann_policy` by policy iteration: reward [S], [S, A] or [S, A, S] -> log-probs [S, A].
 
-    `sweeps` Bellman backups find a policy that is nearly right, linear solves of (I - discount P_policy) V = r_policy
-    make it exact, and the last one carries the gradient. About three times as quick as `value_iteration` for many
-    rewards of some 25 states and as exact as the solve; above 100 states or so the solves cost more than they save.
-    The discount must be below 1, for then every policy has a value. Howard 1960.
+    `sweeps` Bellman backups find a policy that is nearly right; exact values, V = r_policy + discount P_policy V, then
+    improve it until it is. The gradient is one more such solve. Quicker than `value_iteration` for many rewards of some
+    25 states; above 100 or so the solves cost more than they save. The discount must be below 1, for then every policy
+    has a value. Howard 1960.
     """
     reward = action_reward(mdp, reward)
-    dense = dense_transition(mdp.transition)
+    fixed_mdp, fixed_reward = jax.lax.stop_gradient((mdp, reward))
 
     def chosen(values: Array, policy: Array) -> Array:
         return jnp.take_along_axis(values, policy.reshape(-1, *(1,) * (values.ndim - 1)), axis=1)[:, 0]
 
-    def q_of(policy: Array, reward: Array) -> Array:
-        stays = jnp.where(mdp.terminal[:, None], 0.0, mdp.discount * chosen(dense, policy))
-        return bellman_q(mdp, reward, discounted_sum(stays, chosen(reward, policy)))
+    def steps(mdp: TabularMDP, policy: Array) -> Array:
+        between = chosen(dense_transition(mdp.transition), policy)
+        return jnp.where(mdp.terminal[:, None], 0.0, mdp.discount * between)
 
-    def improve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        policy, _, count = carry
-        q = q_of(policy, fixed_reward)
-        # Gains within the rounding of the solve are ties; taking them could go round in circles.
+    def improve(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        _, policy, _, _, count = carry
+        value = discounted_sum(steps(fixed_mdp, policy), chosen(fixed_reward, policy))
+        q = bellman_q(fixed_mdp, fixed_reward, value)
+        # Gains within the rounding of the values are ties; taking them could go round in circles.
         better = jnp.max(q, axis=-1) - chosen(q, policy) > 1e-5 * jnp.max(jnp.abs(q))
-        return jnp.where(better, jnp.argmax(q, axis=-1), policy), jnp.any(better), count + 1
+        return policy, jnp.where(better, jnp.argmax(q, axis=-1), policy), value, jnp.any(better), count + 1
 
-    fixed_reward = jax.lax.stop_gradient(reward)
-    value = jax.lax.fori_loop(
-        0, sweeps, lambda _, v: jnp.max(bellman_q(mdp, fixed_reward, v), axis=-1), jnp.zeros_like(fixed_reward[:, 0])
-    )
-    start = jnp.argmax(bellman_q(mdp, fixed_reward, jax.lax.stop_gradient(value)), axis=-1)
-    unfinished: Callable[..., Array] = lambda carry: carry[1] & (carry[2] < 100)  # noqa: E731
-    policy, _, _ = jax.lax.while_loop(unfinished, improve, (start, jnp.bool_(True), jnp.int32(0)))
-    return jax.nn.log_softmax(beta * q_of(policy, reward), axis=-1)
+    value = jnp.zeros_like(fixed_reward[:, 0])
+    sweep = lambda _, value: jnp.max(bellman_q(fixed_mdp, fixed_reward, value), axis=-1)  # noqa: E731
+    start = jnp.argmax(bellman_q(fixed_mdp, fixed_reward, jax.lax.fori_loop(0, sweeps, sweep, value)), axis=-1)
+    unfinished: Callable[[tuple[Array, ...]], Array] = lambda carry: carry[3] & (carry[4] < 100)  # noqa: E731
+    carry = (start, start, value, jnp.bool_(True), jnp.int32(0))
+    policy, _, value, _, _ = jax.lax.while_loop(unfinished, improve, carry)
+    # The value is known: what is added to it is 0, and its derivative the implicit one, (I - M)^-1 d(r + M value).
+    matrix = steps(mdp, policy)
+    backup = chosen(reward, policy) + matrix @ value
+    value = value + discounted_sum(matrix, backup - jax.lax.stop_gradient(backup))
+    return jax.nn.log_softmax(beta * bellman_q(mdp, reward, value), axis=-1)
 
 
 def soft_policy(

@@ -1,6 +1,7 @@
 """Hard and soft value iteration, policy evaluation and occupancy measures.
 
-Throughout, r(s, a) is `action_reward(mdp, reward)` and terminal states have value 0.
+Throughout, r(s, a) is `action_reward(mdp, reward)` and terminal states have value 0. What iterates is jitted here, so
+that a call outside jit is traced once per shape and not at every call; within an outer jit that changes nothing.
 """
 
 import functools
@@ -93,10 +94,8 @@ def value_iteration(
     (implicit at the fixed point; the policy itself has none).
     Raises ValueError if the horizon is infinite, discount 1 and no state terminal; or on a reward of another shape.
     """
-    value, q, residual, iterations = _plan(
-        mdp, reward, _max_over_actions, "value_iteration", horizon, tolerance, max_iterations
-    )
-    return Plan(value, q, jax.nn.one_hot(jnp.argmax(q, axis=-1), mdp.num_actions, dtype=q.dtype), residual, iterations)
+    check_time(mdp, horizon, "value_iteration")
+    return _hard_plan(mdp, jnp.asarray(reward), tolerance, horizon, max_iterations)
 
 
 def soft_value_iteration(
@@ -127,11 +126,8 @@ def soft_value_iteration(
     """
     if not isinstance(temperature, jax.core.Tracer) and not bool(np.all(np.asarray(temperature) > 0.0)):
         raise ValueError(f"soft_value_iteration: temperature must be positive, got {temperature}")
-    soft_max = lambda q: temperature * _log_sum_exp(q / temperature)  # noqa: E731
-    value, q, residual, iterations = _plan(
-        mdp, reward, soft_max, "soft_value_iteration", horizon, tolerance, max_iterations
-    )
-    return SoftPlan(value, q, jax.nn.log_softmax(q / temperature, axis=-1), residual, iterations)
+    check_time(mdp, horizon, "soft_value_iteration")
+    return _soft_plan(mdp, jnp.asarray(reward), temperature, tolerance, horizon, max_iterations)
 
 
 def policy_evaluation(
@@ -149,22 +145,8 @@ def policy_evaluation(
     Raises ValueError if discount is 1 and no state terminal (unless time is finite); or on arrays of another shape.
     """
     log_policy = _check_policy(mdp, log_policy, "policy_evaluation")
-    reward, policy = action_reward(mdp, reward), jnp.exp(log_policy)
-
-    def backup(policy: Array, value: Array) -> Array:
-        return jnp.sum(policy * bellman_q(mdp, reward, value), axis=-1)
-
-    if policy.ndim == 3:
-        last = jnp.zeros(mdp.num_states, reward.dtype)
-        _, values = lax.scan(lambda v, p: (backup(p, v),) * 2, last, policy, reverse=True)
-        return jnp.concatenate([values, last[None]])
-    check_discount(mdp, "policy_evaluation")
-    if _by_solve(mdp):
-        return discounted_sum(_discounted_steps(mdp, policy), jnp.sum(policy * reward, axis=-1))
-    start = jnp.zeros(mdp.num_states, reward.dtype)
-    return fixed_point(
-        lambda v: backup(policy, v), start, tolerance=tolerance, max_iterations=max_iterations
-    ).point
+    check_time(mdp, None if log_policy.ndim == 2 else len(log_policy), "policy_evaluation")
+    return _evaluate(mdp, log_policy, jnp.asarray(reward), tolerance, max_iterations)
 
 
 def occupancy_measure(
@@ -183,23 +165,12 @@ def occupancy_measure(
     Raises ValueError if time is infinite, discount 1 and no state terminal; or `horizon` is not that of `log_policy`.
     """
     log_policy = _check_policy(mdp, log_policy, "occupancy_measure")
-    policy = jnp.where(mdp.terminal[:, None], 0.0, jnp.exp(log_policy))
-    if policy.ndim == 3 and horizon not in (None, policy.shape[0]):
-        raise ValueError(f"occupancy_measure: horizon is {horizon}, log_policy has {policy.shape[0]} steps")
-    if policy.ndim == 3 or horizon is not None:
-        return _occupancy_of_steps(mdp, policy, horizon)
-    check_discount(mdp, "occupancy_measure")
-    if _by_solve(mdp):
-        visits = discounted_sum(_discounted_steps(mdp, policy).T, mdp.initial.astype(policy.dtype))
-    else:
-        visits = fixed_point(
-            lambda mu: mdp.initial + mdp.discount * push_forward(mdp.transition, mu[:, None] * policy),
-            mdp.initial.astype(policy.dtype),
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-            norms=(l1_norm, sup_norm),  # a mass spread over 10^6 states is small in each
-        ).point
-    return visits[:, None] * policy
+    if log_policy.ndim == 3:
+        if horizon not in (None, len(log_policy)):
+            raise ValueError(f"occupancy_measure: horizon is {horizon}, log_policy has {len(log_policy)} steps")
+        horizon = len(log_policy)
+    check_time(mdp, horizon, "occupancy_measure")
+    return _occupancy(mdp, log_policy, tolerance, horizon, max_iterations)
 
 
 def expected_return(mdp: TabularMDP, log_policy: Array, reward: ArrayLike) -> Array:
@@ -208,13 +179,75 @@ def expected_return(mdp: TabularMDP, log_policy: Array, reward: ArrayLike) -> Ar
     return mdp.initial @ (value if value.ndim == 1 else value[0])
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _hard_plan(
+    mdp: TabularMDP, reward: Array, tolerance: ArrayLike, horizon: int | None, max_iterations: int
+) -> Plan:
+    value, q, residual, iterations = _plan(mdp, reward, _max_over_actions, tolerance, horizon, max_iterations)
+    policy = jax.nn.one_hot(jnp.argmax(q, axis=-1), mdp.num_actions, dtype=q.dtype)
+    return Plan(value, q, policy, residual, iterations)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _soft_plan(
+    mdp: TabularMDP,
+    reward: Array,
+    temperature: ArrayLike,
+    tolerance: ArrayLike,
+    horizon: int | None,
+    max_iterations: int,
+) -> SoftPlan:
+    soft_max = lambda q: temperature * _log_sum_exp(q / temperature)  # noqa: E731
+    value, q, residual, iterations = _plan(mdp, reward, soft_max, tolerance, horizon, max_iterations)
+    return SoftPlan(value, q, jax.nn.log_softmax(q / temperature, axis=-1), residual, iterations)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _evaluate(
+    mdp: TabularMDP, log_policy: Array, reward: Array, tolerance: ArrayLike, max_iterations: int
+) -> Array:
+    reward, policy = action_reward(mdp, reward), jnp.exp(log_policy)
+    start = jnp.zeros(mdp.num_states, reward.dtype)
+
+    def backup(policy: Array, value: Array) -> Array:
+        return jnp.sum(policy * bellman_q(mdp, reward, value), axis=-1)
+
+    if policy.ndim == 3:
+        _, values = lax.scan(lambda v, p: (backup(p, v),) * 2, start, policy, reverse=True)
+        return jnp.concatenate([values, start[None]])
+    if _by_solve(mdp):
+        return discounted_sum(_discounted_steps(mdp, policy), jnp.sum(policy * reward, axis=-1))
+    return fixed_point(
+        lambda v: backup(policy, v), start, tolerance=tolerance, max_iterations=max_iterations
+    ).point
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _occupancy(
+    mdp: TabularMDP, log_policy: Array, tolerance: ArrayLike, horizon: int | None, max_iterations: int
+) -> Array:
+    policy = jnp.where(mdp.terminal[:, None], 0.0, jnp.exp(log_policy))
+    if horizon is not None:
+        return _occupancy_of_steps(mdp, policy, horizon)
+    initial = mdp.initial.astype(policy.dtype)
+    if _by_solve(mdp):
+        return discounted_sum(_discounted_steps(mdp, policy).T, initial)[:, None] * policy
+    visits = fixed_point(
+        lambda mu: initial + mdp.discount * push_forward(mdp.transition, mu[:, None] * policy),
+        initial,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        norms=(l1_norm, sup_norm),  # a mass spread over 10^6 states is small in each
+    ).point
+    return visits[:, None] * policy
+
+
 def _plan(
     mdp: TabularMDP,
     reward: ArrayLike,
     maximum: Callable[[Array], Array],
-    name: str,
-    horizon: int | None,
     tolerance: ArrayLike,
+    horizon: int | None,
     max_iterations: int,
 ) -> tuple[Array, Array, Array, Array]:
     """(value, q, residual, iterations) of value = maximum(q), q = r + discount P value."""
@@ -227,13 +260,10 @@ def _plan(
         return jnp.where(mdp.terminal, 0.0, maximum(q)), q
 
     if horizon is None:
-        check_discount(mdp, name)
         found: FixedPoint = fixed_point(
             lambda v: backup(v)[0], start, tolerance=tolerance, max_iterations=max_iterations
         )
         return found.point, bellman_q(mdp, reward, found.point), found.residual, found.iterations
-    if horizon < 1:
-        raise ValueError(f"{name}: horizon must be at least 1, got {horizon}")
 
     def earlier(value: Array, _: None) -> tuple[Array, Any]:
         new, q = backup(value)
@@ -260,7 +290,7 @@ def _log_sum_exp(q: Array) -> Array:
     return top + jnp.log(sum(jnp.exp(column - top) for column in jnp.unstack(q, axis=-1)))
 
 
-def _occupancy_of_steps(mdp: TabularMDP, policy: Array, horizon: int | None) -> Array:
+def _occupancy_of_steps(mdp: TabularMDP, policy: Array, horizon: int) -> Array:
     def step(carry: tuple[Array, Array], policy_now: Array | None) -> tuple[tuple[Array, Array], None]:
         mass, total = carry
         taken = mass[:, None] * (policy if policy_now is None else policy_now)
@@ -283,8 +313,12 @@ def _by_solve(mdp: TabularMDP) -> bool:
     return not isinstance(mdp.transition, GridTransition) and mdp.num_states <= MAX_SOLVE_STATES
 
 
-def check_discount(mdp: TabularMDP, name: str) -> None:
-    """Raise ValueError, outside jit, if an infinite sum of rewards need not converge."""
+def check_time(mdp: TabularMDP, horizon: int | None, name: str) -> None:
+    """Raise ValueError on a horizon below 1 and, outside jit, on an infinite sum of rewards that need not converge."""
+    if horizon is not None:
+        if horizon < 1:
+            raise ValueError(f"{name}: horizon must be at least 1, got {horizon}")
+        return
     if any(isinstance(x, jax.core.Tracer) for x in (mdp.discount, mdp.terminal)):
         return
     if mdp.discount.ndim == 0 and float(mdp.discount) == 1.0 and not np.asarray(mdp.terminal).any():

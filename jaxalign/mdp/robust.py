@@ -9,6 +9,7 @@ A successor whose nominal probability is 0 is taken to be impossible and gets no
 distributions with a density with respect to the nominal one.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from jaxalign.mdp.fixed_point import fixed_point
-from jaxalign.mdp.planning import Plan, check_discount
+from jaxalign.mdp.planning import Plan, check_time
 from jaxalign.mdp.tabular import TabularMDP, action_reward
 from jaxalign.mdp.transitions import GridTransition, SparseTransition, sparse_transition
 from jaxalign.types import Array, ArrayLike
@@ -191,16 +192,27 @@ def robust_value_iteration(
     Raises ValueError as `value_iteration`, and if the set's number is out of its range (outside jit) or no [S, A];
     TypeError on another `uncertainty`.
     """
+    check_time(mdp, horizon, "robust_value_iteration")
+    uncertainty = _for_each_pair(uncertainty, _successors(mdp)[0].shape)
+    return _robust_plan(mdp, jnp.asarray(reward), uncertainty, tolerance, horizon, max_iterations)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _robust_plan(
+    mdp: TabularMDP,
+    reward: Array,
+    uncertainty: Uncertainty,
+    tolerance: ArrayLike,
+    horizon: int | None,
+    max_iterations: int,
+) -> Plan:
     robust_q, start = _robust_backup(mdp, reward, uncertainty)
     if horizon is None:
-        check_discount(mdp, "robust_value_iteration")
         found = fixed_point(
             lambda value: jnp.max(robust_q(value), axis=-1), start, tolerance=tolerance, max_iterations=max_iterations
         )
         value, q, residual, iterations = found.point, robust_q(found.point), found.residual, found.iterations
     else:
-        if horizon < 1:
-            raise ValueError(f"robust_value_iteration: horizon must be at least 1, got {horizon}")
 
         def earlier(value: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
             q = robust_q(value)
@@ -233,8 +245,21 @@ def robust_policy_evaluation(
             f"robust_policy_evaluation: log_policy must be [S, A] with S={mdp.num_states}, A={mdp.num_actions}, "
             f"got {log_policy.shape}"
         )
+    check_time(mdp, None, "robust_policy_evaluation")
+    uncertainty = _for_each_pair(uncertainty, _successors(mdp)[0].shape)
+    return _robust_evaluate(mdp, log_policy, jnp.asarray(reward), uncertainty, tolerance, max_iterations)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _robust_evaluate(
+    mdp: TabularMDP,
+    log_policy: Array,
+    reward: Array,
+    uncertainty: Uncertainty,
+    tolerance: ArrayLike,
+    max_iterations: int,
+) -> Array:
     robust_q, start = _robust_backup(mdp, reward, uncertainty)
-    check_discount(mdp, "robust_policy_evaluation")
     policy = jnp.exp(log_policy)
     return fixed_point(
         lambda value: jnp.sum(policy * robust_q(value), axis=-1),
@@ -250,18 +275,14 @@ def _robust_backup(
     """value [S] -> q [S, A], 0 in terminal states; and the value to start from."""
     expected = action_reward(mdp, reward)
     reward = jnp.asarray(reward, expected.dtype)
-    transition = mdp.transition
-    if isinstance(transition, GridTransition):
-        transition = sparse_transition(transition)
-    sparse = isinstance(transition, SparseTransition)
-    probability = transition.probability if isinstance(transition, SparseTransition) else transition
-    uncertainty = _for_each_pair(uncertainty, probability.shape)
+    probability, next_state = _successors(mdp)
+    sparse = next_state is not None
 
     def robust_q(value: Array) -> Array:
         # One row [S] serves every pair of a dense transition, so that a set that sorts sorts once.
-        after = mdp.discount * (value[transition.next_state] if sparse else value)
+        after = mdp.discount * (value if next_state is None else value[next_state])
         if reward.ndim == 3:
-            on_arrival = jnp.take_along_axis(reward, transition.next_state, axis=-1) if sparse else reward
+            on_arrival = reward if next_state is None else jnp.take_along_axis(reward, next_state, axis=-1)
             after = on_arrival + (after if sparse else after[None, None, :])
         axes = (0, None if after.ndim == 1 else 0, 0)
         worst_cases = jax.vmap(jax.vmap(lambda pair, v, p: pair.worst_case(v, p), axes), axes)
@@ -270,6 +291,14 @@ def _robust_backup(
         return jnp.where(mdp.terminal[:, None], 0.0, q)
 
     return robust_q, jnp.zeros(mdp.num_states, jnp.result_type(expected, probability, mdp.discount))
+
+
+def _successors(mdp: TabularMDP) -> tuple[Array, Array | None]:
+    """(probability, next_state), [S, A, K] each, or ([S, A, S], None) of a dense transition."""
+    if isinstance(mdp.transition, SparseTransition | GridTransition):
+        next_state, probability = sparse_transition(mdp.transition)
+        return probability, next_state
+    return mdp.transition, None
 
 
 def _for_each_pair(uncertainty: Any, shape: tuple[int, ...]) -> Any:

@@ -1,10 +1,11 @@
 """Three ways to hold P(s' | s, a): a dense array, a few successors per pair, or the moves of a grid."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.types import Array, Key
 
@@ -25,7 +26,7 @@ class GridTransition:
     """A grid of cells in which every action chooses among the same few moves; a move into a wall or edge stays.
 
     Holds [A, M] numbers instead of [S, A, S], so that a backup is M shifted copies of the value: 10^6 cells fit.
-    Cell (y, x) of a grid [H, W] is state y * W + x.
+    Cell (y, x) of a grid [H, W] is state y * W + x. `np.asarray(transition)` is the dense array.
 
     probability: [A, M], that action a makes move m
     open: bool [H, W], False where there is a wall
@@ -35,6 +36,10 @@ class GridTransition:
     probability: Array
     open: Array
     moves: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """[S, A, S], for small grids."""
+        return np.array(dense_transition(self), dtype)
 
 
 Transition = Array | SparseTransition | GridTransition

@@ -2,13 +2,15 @@
 
 import pytest
 
-from jaxalign.cli import main, tour_preferences
+from jaxalign.cli import main, tour_irl, tour_preferences
 from jaxalign.interop import PretrainedUnavailable
 
 
 def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tour_preferences, "SEEDS", 2)
     monkeypatch.setattr(tour_preferences, "STEPS", 2)
+    for name, small in (("SIZE", 3), ("DEMONSTRATIONS", 4), ("STEPS", 3), ("SEEDS", 2)):
+        monkeypatch.setattr(tour_irl, name, small)
 
     def unavailable(job, console):
         raise PretrainedUnavailable("no wheel today")
@@ -17,6 +19,8 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     main(["tour", "--out", str(tmp_path / "tour")])
     page = (tmp_path / "tour" / "report.html").read_text()
     assert "290 " in capsys.readouterr().out
+    assert "expected value difference" in page
+    assert "0.3989" in page
     assert "DPO of a small transformer from scratch" in page
     assert "Not measured: no wheel today" in page
 

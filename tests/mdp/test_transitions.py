@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxalign.mdp import GridTransition, SparseTransition, dense_transition, expected_next, push_forward, sample_next
+from jaxalign.mdp import (
+    GridTransition,
+    SparseTransition,
+    dense_transition,
+    expected_next,
+    gridworld,
+    push_forward,
+    sample_next,
+)
 from jaxalign.mdp import sparse_transition as successors_of_grid
 from jaxalign.mdp.transitions import expected_reward, num_states_and_actions
 
@@ -116,3 +124,9 @@ def test_samples_follow_the_probabilities(form):
     assert not counted[full == 0].any()
     deviation = np.sqrt(full * (1 - full) / len(keys))
     assert (np.abs(counted - full) <= 5 * deviation + 1e-12).all()
+
+
+def test_a_grid_is_an_array_to_numpy():
+    grid = gridworld(2, 3, slip=0.2).transition
+    np.testing.assert_array_equal(np.asarray(grid), dense_transition(grid))
+    assert np.asarray(grid, np.float64).dtype == np.float64

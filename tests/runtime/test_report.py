@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxalign.runtime import Report, curves, estimate
+from jaxalign.runtime import Report, curves, estimate, maps
 from jaxalign.runtime.figures import lane_band
 
 VOID = {"meta", "img", "link", "br"}
@@ -142,3 +142,16 @@ def test_curves(metrics):
         curves(metrics, ["lost"])
     with pytest.raises(ValueError, match="needs"):
         curves({"x": np.zeros((2, 2, 2))}, ["x"])
+
+
+def test_maps():
+    figure = maps({"true": np.eye(3), "learned": np.array([[0.0, np.nan], [1.0, 2.0]])}, units={"true": "reward"})
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in pictures] == ["true", "learned"]
+    np.testing.assert_array_equal(pictures[0].images[0].get_array(), np.eye(3))
+    assert np.ma.getmaskarray(np.ma.masked_invalid(pictures[1].images[0].get_array()))[0, 1]
+    assert "reward" in {axes.get_ylabel() for axes in figure.axes}
+    with pytest.raises(ValueError, match=r"row is \(3,\)"):
+        maps({"row": np.zeros(3)})
+    with pytest.raises(ValueError, match="no image"):
+        maps({})
