@@ -34,7 +34,7 @@ def cases(quick: bool) -> list[dict[str, Any]]:
         "peer_thinning": 10, "peer_step_size": 0.4, "repeats": 1 if quick else 2,
     }  # fmt: skip
     walk = {"chains": 64, "burn_in": 3000, "samples": 600, "thinning": 20, "step_size": 0.4}
-    chains = {"chains": 64, "warmup": 100, "samples": 300, "integration_steps": 20}
+    chains = {"chains": 64, "warmup": 100, "samples": 600, "integration_steps": 20}
     if quick:
         walk |= {"burn_in": 200, "samples": 50}
         chains |= {"warmup": 50, "samples": 40, "integration_steps": 5}
@@ -81,7 +81,7 @@ def run(case: dict[str, Any]) -> Measurement:
     with ThreadPoolExecutor(len(keys)) as threads:
         measured = measure_host(
             lambda: list(threads.map(lambda key: jax.block_until_ready(compiled(key)), keys)),
-            unit="effective samples", amount=1.0, repeats=case["repeats"],
+            unit="effective samples", amount=1.0, warmup=0, repeats=case["repeats"],
             quality=lambda parts: summarise(np.concatenate(parts)),
         )  # fmt: skip
     return dataclasses.replace(measured, amount=measured.quality["min_ess"])

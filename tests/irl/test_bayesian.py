@@ -377,8 +377,8 @@ def test_thousands_of_rewards_are_one_program():
     plan = value_iteration(mdp, truth)
     demonstrations = sample_trajectories(jax.random.key(0), mdp, jax.nn.log_softmax(3 * plan.q), num=20, length=10)
     likelihood = log_likelihood(mdp, demonstrations, beta=3.0)
-    rewards = jax.vmap(uniform_prior(25).sample)(jax.random.split(jax.random.key(1), 2000))
+    rewards = jax.vmap(uniform_prior(25).sample)(jax.random.split(jax.random.key(1), 500))
     values, gradients = jax.jit(jax.vmap(jax.value_and_grad(likelihood)))(rewards.at[0].set(truth))
-    assert gradients.shape == (2000, 25)
+    assert gradients.shape == (500, 25)
     assert bool(jnp.isfinite(gradients).all())
     assert (values < values[0]).mean() > 0.99

@@ -144,14 +144,14 @@ def test_rhat_is_numpys_and_sees_shift_and_spread():
 
 def test_effective_sample_size_of_an_autoregression_is_known():
     phi = np.array([0.0, 0.5, 0.9])
-    noise = np.random.default_rng(1).normal(size=(4, 4000, 3))
+    noise = np.random.default_rng(1).normal(size=(4, 2000, 3))
     draws = np.zeros_like(noise)
     draws[:, 0] = noise[:, 0]
-    for t in range(1, 4000):
+    for t in range(1, 2000):
         draws[:, t] = phi * draws[:, t - 1] + np.sqrt(1 - phi**2) * noise[:, t]
     found = bulk_ess(jnp.asarray(draws, jnp.float32))
-    np.testing.assert_allclose(found, 16_000 * (1 - phi) / (1 + phi), rtol=0.3)
-    halves = np.concatenate([draws[:, :2000], draws[:, 2000:]])
+    np.testing.assert_allclose(found, 8_000 * (1 - phi) / (1 + phi), rtol=0.3)
+    halves = np.concatenate([draws[:, :1000], draws[:, 1000:]])
     np.testing.assert_allclose(found, [effective_samples(normal_scores(halves[..., i])) for i in range(3)], rtol=1e-3)
     assert bulk_ess(jnp.asarray(draws[..., :1])).shape == (1,)
 
