@@ -5,13 +5,14 @@ Chains run in the unconstrained space of the prior and come back as rewards. Ext
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxalign.algorithm import train
 from jaxalign.irl.bayesian import LogDensity, Prior, unconstrained
+from jaxalign.irl.posterior_chains import ChainState, chain_samples, import_blackjax, posterior_chains
 from jaxalign.types import Array, ArrayLike, Key
 
 
@@ -46,22 +47,19 @@ def hmc(
 ) -> Chains:
     """Hamiltonian Monte Carlo in C chains at once, which share one adapted step size and diagonal mass.
 
-    All chains take as many gradients, so under vmap none waits for another. In each warm-up step the inverse mass moves
-    towards the variance over chains and the step size by dual averaging of the mean acceptance rate (Nesterov); chains
-    adapt together because C of them know the scale of the posterior sooner than one.
+    A whole run of `posterior_chains`, which see for how they adapt and for `num_integration_steps` and `jitter`.
 
     Args:
         log_posterior: reward [...] -> scalar, the prior included. Chains start from draws of the prior.
-        jitter: each step's size is multiplied by U(1 - jitter, 1 + jitter), lest trajectories close on themselves.
         target_acceptance: lower it to about 0.65 where the hard maximum of Q* makes the posterior rough.
 
     Returns Chains of rewards [C, num_samples, ...]. Raises ImportError without the extra `bayes`, ValueError with fewer
     than 2 chains. Neal 2011, "MCMC using Hamiltonian dynamics".
     """
-    options = {"num_integration_steps": num_integration_steps}
-    kernel = functools.partial(import_blackjax().hmc.build_kernel(), **options)
-    counts = (num_chains, num_samples, num_warmup)
-    return _chains(kernel, key, log_posterior, prior, *counts, target_acceptance, jitter)
+    return _whole_run(
+        key, log_posterior, prior, num_chains=num_chains, num_samples=num_samples, num_warmup=num_warmup,
+        num_integration_steps=num_integration_steps, jitter=jitter, target_acceptance=target_acceptance,
+    )  # fmt: skip
 
 
 def nuts(
@@ -78,62 +76,23 @@ def nuts(
 
     Under vmap a step takes as long as its longest trajectory. Hoffman & Gelman 2014.
     """
-    kernel = import_blackjax().nuts.build_kernel()
-    return _chains(kernel, key, log_posterior, prior, num_chains, num_samples, num_warmup, target_acceptance, 0.0)
+    return _whole_run(
+        key, log_posterior, prior, num_chains=num_chains, num_samples=num_samples, num_warmup=num_warmup,
+        kernel=import_blackjax().nuts.build_kernel(), jitter=0.0, target_acceptance=target_acceptance,
+    )  # fmt: skip
 
 
-def _chains(
-    kernel: Callable[..., Any],
-    key: Key,
-    log_posterior: LogDensity,
-    prior: Prior,
-    num_chains: int,
-    num_samples: int,
-    num_warmup: int,
-    target_acceptance: ArrayLike,
-    jitter: ArrayLike,
+def _whole_run(
+    key: Key, log_posterior: LogDensity, prior: Prior, *, num_samples: int, num_warmup: int, **options: Any
 ) -> Chains:
-    if min(num_chains - 1, num_samples, num_warmup) < 1:
-        raise ValueError(f"needs {num_chains=} >= 2, {num_samples=} >= 1 and {num_warmup=} >= 1")
-    blackjax = import_blackjax()
-    density = unconstrained(log_posterior, prior)
-    begin, update, average = blackjax.adaptation.step_size.dual_averaging_adaptation(target_acceptance)
-    start_key, warmup_key, run_key = jax.random.split(key, 3)
-
-    def move(key: Key, states: Any, step_size: Array, variance: Array) -> tuple[Any, Any]:
-        jitter_key, move_key = jax.random.split(key)
-        step_size = step_size * jax.random.uniform(jitter_key, minval=1.0 - jitter, maxval=1.0 + jitter)
-        keys = jax.random.split(move_key, num_chains)
-        return jax.vmap(lambda key, state: kernel(key, state, density, step_size, variance))(keys, states)
-
-    def warm_up(carry: tuple[Any, Array, Any], inputs: tuple[Array, Key]) -> tuple[tuple[Any, Array, Any], None]:
-        states, variance, averaging = carry
-        time, key = inputs
-        states, info = move(key, states, jnp.exp(averaging.log_step_size), variance)
-        # The weights make it the mean over time with weight ~ time, which forgets the start.
-        spread = jnp.var(states.position, axis=0, ddof=1)
-        variance = variance + 2.0 / (time + 2.0) * (spread - variance)
-        return (states, variance, _strong(update(averaging, jnp.mean(info.acceptance_rate)))), None
-
-    def sample(states: Any, key: Key) -> tuple[Any, tuple[Array, ...]]:
-        states, info = move(key, states, step_size, variance)
-        rewards, log_jacobians = jax.vmap(prior.constrain)(states.position)
-        return states, (rewards, states.logdensity - log_jacobians, info.acceptance_rate, info.is_divergent)
-
-    starts = jax.vmap(lambda k: prior.unconstrain(prior.sample(k)))(jax.random.split(start_key, num_chains))
-    states = jax.vmap(lambda point: blackjax.hmc.init(point, density))(starts)
-    carry = (states, jnp.var(starts, axis=0, ddof=1), _strong(begin(jnp.full((), 0.1, starts.dtype))))
-    inputs = (jnp.arange(num_warmup, dtype=starts.dtype), jax.random.split(warmup_key, num_warmup))
-    (states, variance, averaging), _ = jax.lax.scan(warm_up, carry, inputs)
-    step_size = average(averaging)
-    _, outputs = jax.lax.scan(sample, states, jax.random.split(run_key, num_samples))
-    samples, values, acceptance, divergent = (jnp.moveaxis(x, 0, 1) for x in outputs)
-    return Chains(samples, values, jnp.mean(acceptance, axis=1), jnp.sum(divergent, axis=1), step_size)
-
-
-def _strong(tree: Any) -> Any:
-    """The same numbers without weak types, which a loop's carry cannot keep."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+    algorithm = posterior_chains(
+        lambda reward, _: log_posterior(reward), prior, num_samples=num_samples, num_warmup=num_warmup, **options
+    )
+    state, _ = train(algorithm, key, None, length=num_warmup + num_samples)
+    chains: ChainState = state.opt_state
+    acceptance_rate = chains.accepted / num_samples
+    samples = chain_samples(state, prior)
+    return Chains(samples, chains.log_posterior.T, acceptance_rate, chains.divergences, chains.step_size)
 
 
 class Particles(NamedTuple):
@@ -205,12 +164,3 @@ def smc(
     state, _, evidence, stages, acceptance = advance(carry)
     samples = jax.vmap(lambda point: prior.constrain(point)[0])(state.particles)
     return Particles(samples, evidence, state.tempering_param, stages, acceptance)
-
-
-def import_blackjax() -> ModuleType:
-    """BlackJAX, or an ImportError that says how to get it."""
-    try:
-        import blackjax
-    except ImportError as error:
-        raise ImportError('sampling by gradients needs BlackJAX: pip install "jaxalign[bayes]"') from error
-    return blackjax

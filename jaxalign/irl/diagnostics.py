@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import chi2
 
 from jaxalign.irl.bayesian import Prior, boltzmann_policy
-from jaxalign.irl.bayesian_sampling import import_blackjax
+from jaxalign.irl.posterior_chains import import_blackjax
 from jaxalign.irl.trajectories import Trajectories, sample_trajectories, visit_counts
 from jaxalign.mdp import TabularMDP
 from jaxalign.types import Array, ArrayLike, Key

@@ -1,9 +1,11 @@
-"""Posterior sampling as an Algorithm: one step is one move of every chain, so a long run can be watched and resumed.
+"""Posterior sampling by gradients as an Algorithm: one step is one move of every chain, so a run can be resumed.
 
-`bayesian_sampling.hmc` is the same in one call. Extra: `pip install "jaxalign[bayes]"`.
+`bayesian_sampling.hmc` and `nuts` are whole runs of it. Extra: `pip install "jaxalign[bayes]"`.
 """
 
+import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -11,25 +13,28 @@ import jax.numpy as jnp
 
 from jaxalign.algorithm import Algorithm, TrainState
 from jaxalign.irl.bayesian import Prior, unconstrained
-from jaxalign.irl.bayesian_sampling import import_blackjax
 from jaxalign.types import Array, ArrayLike, Key, Metrics
 
 
 class ChainState(NamedTuple):
-    """What the chains have learned of the posterior's scale, and their samples.
+    """What C chains have learned of the posterior's scale, and what they keep of it.
 
     step_size: scalar, of the next move
-    dual_averaging: the state of its adaptation
-    variance: [D], of points, the inverse mass of every chain
-    moments: [2, D], sums of points and of their squares over all chains since the window began
+    averaging: the state of its adaptation
+    variance: [D], of points: the inverse mass of every chain
     samples: [num_samples, C, D] points; those not drawn yet are 0
+    log_posterior: [num_samples, C] of their rewards
+    accepted: [C], acceptance rates summed over the samples
+    divergences: [C] int32, samples whose trajectory's energy went astray
     """
 
     step_size: Array
-    dual_averaging: Any
+    averaging: Any
     variance: Array
-    moments: Array
     samples: Array
+    log_posterior: Array
+    accepted: Array
+    divergences: Array
 
 
 def posterior_chains(
@@ -40,97 +45,91 @@ def posterior_chains(
     num_samples: int,
     num_warmup: int,
     num_integration_steps: int = 8,
+    kernel: Callable[..., tuple[Any, Any]] | None = None,
     jitter: ArrayLike = 0.3,
-    target_acceptance: float = 0.8,
+    target_acceptance: ArrayLike = 0.8,
 ) -> Algorithm:
     """Hamiltonian Monte Carlo in C chains that share one adapted step size and diagonal mass.
 
-    Steps 0..num_warmup-1 adapt: the step size at every step (dual averaging to `target_acceptance`), the mass at the
-    end of each of the first three quarters, to the variance of all chains' points over that quarter. The following
-    `num_samples` steps are kept; further ones move the chains and keep nothing.
+    In each of the first `num_warmup` steps the inverse mass moves towards the variance over chains and the step size by
+    dual averaging of the mean acceptance rate (Nesterov); chains adapt together because C of them know the scale of the
+    posterior sooner than one. The next `num_samples` steps are kept; further ones move the chains and keep nothing.
 
     Args:
         log_posterior: (reward [...], batch) -> scalar, the prior included; batch is the step's, None if there is none.
         prior: chains start from its draws and move in its unconstrained space, points [D].
+        num_integration_steps: gradients of a move. All chains take as many, so under vmap none waits for another.
+        kernel: another one of BlackJAX's, (key, state, log_density, step_size, inverse_mass) -> (state, info).
         jitter: each step's size is multiplied by U(1 - jitter, 1 + jitter), lest trajectories close on themselves.
+        target_acceptance: lower it to about 0.65 where the hard maximum of Q* makes the posterior rough.
 
     state.params: {"points": [C, D]}; `chain_samples(state, prior)` gives the rewards.
     Metrics: "loss" (the mean over chains of -log_posterior, nats), "acceptance", "step_size", "divergent" (a share).
-    Raises ImportError without the extra `bayes`, ValueError where a count is too small (4 warm-up steps at least).
+    Raises ImportError without the extra `bayes`, ValueError with fewer than 2 chains or a count below 1.
     """
-    if min(num_chains, num_samples, num_integration_steps) < 1 or num_warmup < 4:
+    if num_chains < 2 or min(num_samples, num_warmup, num_integration_steps) < 1:
         raise ValueError(
-            f"posterior_chains: needs num_chains, num_samples, num_integration_steps >= 1 and num_warmup >= 4, got "
-            f"{num_chains}, {num_samples}, {num_integration_steps}, {num_warmup}"
+            f"posterior_chains: needs {num_chains=} >= 2, {num_samples=} >= 1, {num_warmup=} >= 1 and "
+            f"{num_integration_steps=} >= 1"
         )
     blackjax = import_blackjax()
-    kernel = blackjax.hmc.build_kernel()
-    begin, adapt, averaged = blackjax.adaptation.step_size.dual_averaging_adaptation(target_acceptance)
-    quarter = num_warmup // 4
+    if kernel is None:
+        kernel = functools.partial(blackjax.hmc.build_kernel(), num_integration_steps=num_integration_steps)
+    begin, update, average = blackjax.adaptation.step_size.dual_averaging_adaptation(target_acceptance)
 
     def init(key: Key) -> TrainState:
         draw_key, run_key = jax.random.split(key)
         rewards = jax.vmap(prior.sample)(jax.random.split(draw_key, num_chains))
         points = jax.vmap(prior.unconstrain)(rewards)
-        size = points.shape[1]
         step_size = jnp.full((), 0.1, points.dtype)
         chains = ChainState(
             step_size,
             _strong(begin(step_size)),
-            jnp.ones(size, points.dtype),
-            jnp.zeros((2, size), points.dtype),
+            jnp.var(points, axis=0, ddof=1),
             jnp.zeros((num_samples, *points.shape), points.dtype),
+            jnp.zeros((num_samples, num_chains), points.dtype),
+            jnp.zeros(num_chains, points.dtype),
+            jnp.zeros(num_chains, jnp.int32),
         )
         return TrainState(jnp.zeros((), jnp.int32), {"points": points}, chains, run_key)
 
-    def learn(chains: ChainState, step: Array, points: Array, acceptance: Array) -> ChainState:
-        """One step of warm-up."""
-        moments = chains.moments + jnp.stack([points.sum(axis=0), (points**2).sum(axis=0)])
-        dual_averaging = _strong(adapt(chains.dual_averaging, acceptance))
-        count = quarter * num_chains
-        mean = moments[0] / count
-        # Shrunk a little towards 1, the prior's own scale, as few points say little.
-        variance = (count * jnp.maximum(moments[1] / count - mean**2, 0.0) + 1.0) / (count + 1.0)
-        ends = ((step + 1) % quarter == 0) & (step + 1 <= 3 * quarter)
-        size = jnp.exp(dual_averaging.log_step_size)
-        size = jnp.where(step + 1 == num_warmup, averaged(dual_averaging), size)
-        chosen = jax.tree.map(
-            lambda new, old: jnp.where(ends, new, old),
-            (_strong(begin(size)), variance, jnp.zeros_like(moments)),
-            (dual_averaging, chains.variance, moments),
-        )
-        return ChainState(size, *chosen, chains.samples)
+    def adapt(chains: ChainState, step: Array, points: Array, values: Array, info: Any) -> ChainState:
+        averaging = _strong(update(chains.averaging, jnp.mean(info.acceptance_rate)))
+        # These weights make it the mean over time with weight ~ time, which forgets the start.
+        spread = jnp.var(points, axis=0, ddof=1)
+        variance = chains.variance + 2.0 / (step + 2.0) * (spread - chains.variance)
+        last = step + 1 == num_warmup
+        step_size = jnp.where(last, average(averaging), jnp.exp(averaging.log_step_size))
+        return chains._replace(step_size=step_size, averaging=averaging, variance=variance)
 
-    def keep(chains: ChainState, step: Array, points: Array, acceptance: Array) -> ChainState:
-        """One step after it."""
+    def keep(chains: ChainState, step: Array, points: Array, values: Array, info: Any) -> ChainState:
         place = step - num_warmup
-        at = jnp.minimum(place, num_samples - 1)
-        kept = jnp.where(place < num_samples, points, chains.samples[at])
-        return chains._replace(samples=chains.samples.at[at].set(kept))
+        at, room = jnp.minimum(place, num_samples - 1), place < num_samples
+        return chains._replace(
+            samples=chains.samples.at[at].set(jnp.where(room, points, chains.samples[at])),
+            log_posterior=chains.log_posterior.at[at].set(jnp.where(room, values, chains.log_posterior[at])),
+            accepted=chains.accepted + jnp.where(room, info.acceptance_rate, 0.0),
+            divergences=chains.divergences + (room & info.is_divergent),
+        )
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key, jitter_key, move_key = jax.random.split(state.key, 3)
         chains = state.opt_state
         density = unconstrained(lambda reward: log_posterior(reward, batch), prior)
-        scale = jax.random.uniform(jitter_key, minval=1.0 - jitter, maxval=1.0 + jitter)
+        step_size = chains.step_size * jax.random.uniform(jitter_key, minval=1.0 - jitter, maxval=1.0 + jitter)
 
-        def move(key: Key, point: Array) -> tuple[Array, Array, Array, Array]:
-            start = blackjax.hmc.init(point, density)
-            moved, info = kernel(
-                key, start, density, chains.step_size * scale, chains.variance, num_integration_steps
-            )
-            value = moved.logdensity - prior.constrain(moved.position)[1]
-            return moved.position, value, info.acceptance_rate, info.is_divergent
+        def move(key: Key, point: Array) -> tuple[Array, Array, Any]:
+            moved, info = kernel(key, blackjax.hmc.init(point, density), density, step_size, chains.variance)
+            return moved.position, moved.logdensity - prior.constrain(moved.position)[1], info
 
-        moved = jax.vmap(move)(jax.random.split(move_key, num_chains), state.params["points"])
-        points, values, acceptances, divergent = moved
-        acceptance = jnp.mean(acceptances)
-        chains = jax.lax.cond(state.step < num_warmup, learn, keep, chains, state.step, points, acceptance)
+        keys = jax.random.split(move_key, num_chains)
+        points, values, info = jax.vmap(move)(keys, state.params["points"])
+        chains = jax.lax.cond(state.step < num_warmup, adapt, keep, chains, state.step, points, values, info)
         metrics = {
             "loss": -jnp.mean(values),
-            "acceptance": acceptance,
+            "acceptance": jnp.mean(info.acceptance_rate),
             "step_size": chains.step_size,
-            "divergent": jnp.mean(divergent.astype(points.dtype)),
+            "divergent": jnp.mean(info.is_divergent.astype(points.dtype)),
         }
         return state.replace(step=state.step + 1, params={"points": points}, opt_state=chains, key=key), metrics
 
@@ -143,6 +142,15 @@ def chain_samples(state: TrainState, prior: Prior) -> Array:
     return jnp.swapaxes(rewards, 0, 1)
 
 
+def import_blackjax() -> ModuleType:
+    """BlackJAX, or an ImportError that says how to get it."""
+    try:
+        import blackjax
+    except ImportError as error:
+        raise ImportError('sampling by gradients needs BlackJAX: pip install "jaxalign[bayes]"') from error
+    return blackjax
+
+
 def _strong(tree: Any) -> Any:
-    """The same arrays with types that a loop's carry keeps."""
+    """The same numbers without weak types, which a loop's carry cannot keep."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
