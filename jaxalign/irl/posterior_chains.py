@@ -82,15 +82,7 @@ def posterior_chains(
         rewards = jax.vmap(prior.sample)(jax.random.split(draw_key, num_chains))
         points = jax.vmap(prior.unconstrain)(rewards)
         step_size = jnp.full((), 0.1, points.dtype)
-        chains = ChainState(
-            step_size,
-            _strong(begin(step_size)),
-            jnp.var(points, axis=0, ddof=1),
-            jnp.zeros((num_samples, *points.shape), points.dtype),
-            jnp.zeros((num_samples, num_chains), points.dtype),
-            jnp.zeros(num_chains, points.dtype),
-            jnp.zeros(num_chains, jnp.int32),
-        )
+        chains = _nothing_kept(points, num_samples, step_size, _strong(begin(step_size)))
         return TrainState(jnp.zeros((), jnp.int32), {"points": points}, chains, run_key)
 
     def adapt(chains: ChainState, step: Array, points: Array, values: Array, info: Any) -> ChainState:
@@ -103,14 +95,7 @@ def posterior_chains(
         return chains._replace(step_size=step_size, averaging=averaging, variance=variance)
 
     def keep(chains: ChainState, step: Array, points: Array, values: Array, info: Any) -> ChainState:
-        place = step - num_warmup
-        at, room = jnp.minimum(place, num_samples - 1), place < num_samples
-        return chains._replace(
-            samples=chains.samples.at[at].set(jnp.where(room, points, chains.samples[at])),
-            log_posterior=chains.log_posterior.at[at].set(jnp.where(room, values, chains.log_posterior[at])),
-            accepted=chains.accepted + jnp.where(room, info.acceptance_rate, 0.0),
-            divergences=chains.divergences + (room & info.is_divergent),
-        )
+        return _kept(chains, step - num_warmup, points, values, info)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key, jitter_key, move_key = jax.random.split(state.key, 3)
@@ -134,6 +119,31 @@ def posterior_chains(
         return state.replace(step=state.step + 1, params={"points": points}, opt_state=chains, key=key), metrics
 
     return Algorithm(init, step)
+
+
+def _nothing_kept(points: Array, num_samples: int, step_size: Array, averaging: Any) -> ChainState:
+    chains, dtype = len(points), points.dtype
+    return ChainState(
+        step_size,
+        averaging,
+        jnp.var(points, axis=0, ddof=1),
+        jnp.zeros((num_samples, *points.shape), dtype),
+        jnp.zeros((num_samples, chains), dtype),
+        jnp.zeros(chains, dtype),
+        jnp.zeros(chains, jnp.int32),
+    )
+
+
+def _kept(chains: ChainState, place: Array, points: Array, values: Array, info: Any) -> ChainState:
+    """The state with sample number `place` in it, if there is room."""
+    most = len(chains.samples)
+    at, room = jnp.minimum(place, most - 1), place < most
+    return chains._replace(
+        samples=chains.samples.at[at].set(jnp.where(room, points, chains.samples[at])),
+        log_posterior=chains.log_posterior.at[at].set(jnp.where(room, values, chains.log_posterior[at])),
+        accepted=chains.accepted + jnp.where(room, info.acceptance_rate, 0.0),
+        divergences=chains.divergences + (room & info.is_divergent),
+    )
 
 
 def chain_samples(state: TrainState, prior: Prior) -> Array:

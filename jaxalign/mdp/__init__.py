@@ -13,18 +13,7 @@ from jaxalign.mdp.planning import (
     soft_value_iteration,
     value_iteration,
 )
-from jaxalign.mdp.robust import (
-    Contamination,
-    CVaR,
-    KLBall,
-    L1Ball,
-    robust_policy_evaluation,
-    robust_value_iteration,
-    worst_case_contamination,
-    worst_case_cvar,
-    worst_case_kl,
-    worst_case_l1,
-)
+from jaxalign.mdp.robust import robust_policy_evaluation, robust_value_iteration
 from jaxalign.mdp.safety_gridworlds import (
     SafetyGridworld,
     absent_supervisor,
@@ -42,6 +31,16 @@ from jaxalign.mdp.transitions import (
     push_forward,
     sample_next,
     sparse_transition,
+)
+from jaxalign.mdp.worst_case import (
+    Contamination,
+    CVaR,
+    KLBall,
+    L1Ball,
+    worst_case_contamination,
+    worst_case_cvar,
+    worst_case_kl,
+    worst_case_l1,
 )
 
 __all__ = [

@@ -314,7 +314,7 @@ def _by_solve(mdp: TabularMDP) -> bool:
 
 
 def check_time(mdp: TabularMDP, horizon: int | None, name: str) -> None:
-    """Raise ValueError on a horizon below 1 and, outside jit, on an infinite sum of rewards that need not converge."""
+    """Raise ValueError on a horizon below 1 and, outside jit, on a sum of rewards [S, A] that need not converge."""
     if horizon is not None:
         if horizon < 1:
             raise ValueError(f"{name}: horizon must be at least 1, got {horizon}")

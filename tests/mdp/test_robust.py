@@ -11,20 +11,24 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from scipy.optimize import linprog, minimize_scalar
 
-from jaxalign.mdp import SparseTransition, TabularMDP, gridworld, random_mdp, value_iteration
-from jaxalign.mdp.planning import policy_evaluation
-from jaxalign.mdp.robust import (
+from jaxalign.mdp import (
     Contamination,
     CVaR,
     KLBall,
     L1Ball,
+    SparseTransition,
+    TabularMDP,
+    gridworld,
+    random_mdp,
     robust_policy_evaluation,
     robust_value_iteration,
+    value_iteration,
     worst_case_contamination,
     worst_case_cvar,
     worst_case_kl,
     worst_case_l1,
 )
+from jaxalign.mdp.planning import policy_evaluation
 from jaxalign.mdp.transitions import dense_transition
 
 VALUE, NOMINAL = np.array([0.0, 1.0, 2.0]), np.array([0.2, 0.3, 0.5])  # mean 1.3
