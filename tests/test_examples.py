@@ -23,6 +23,7 @@ def test_a_loss_in_your_own_loop():
     assert "P(good" in run("your_own_loop.py")
 
 
+@pytest.mark.slow
 def test_the_off_switch_game(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "0.3989" in run("off_switch_game.py")

@@ -44,9 +44,12 @@ def measure(options: Irl, data: Prepared, rewards: np.ndarray) -> dict[str, np.n
         greedy = jnp.log(value_iteration(mdp, mean).policy)
         uniform = jnp.full_like(greedy, -jnp.log(mdp.num_actions))
         difference = expected_value_difference(mdp, truth, greedy)
+        at_random = expected_value_difference(mdp, truth, uniform)
+        # Where every policy earns the same there is no share to lose.
+        some = at_random > 1e-4 * jnp.max(jnp.abs(truth))
         return found | {
             "value_difference": difference,
-            "value_difference_share": difference / expected_value_difference(mdp, truth, uniform),
+            "value_difference_share": jnp.where(some, difference / at_random, jnp.nan),
             "policy_divergence": policy_divergence(mdp, policy_of(options, mdp, truth), log_policy),
             "epic": epic_distance(mean, truth, mdp),
         }
@@ -63,7 +66,7 @@ def write_report(
     found = measure(options, data, rewards)
     intervals = _intervals(jax.random.key(options.seed), np.stack(list(found.values())))
     results: dict[str, Any] = {
-        name: {"mean": interval, "seeds": values.tolist()}
+        name: {"mean": interval, "seeds": [None if np.isnan(x) else float(x) for x in values]}
         for (name, values), interval in zip(found.items(), intervals, strict=True)
     }
     report = Report("A reward learned from demonstrations")
@@ -74,7 +77,7 @@ def write_report(
     report.table(
         ["measure", "mean over seeds", "range"],
         [
-            [LABELS[name], estimate(*results[name]["mean"]), f"{values.min():.4g} to {values.max():.4g}"]
+            [LABELS[name], estimate(*results[name]["mean"]), _range(values)]
             for name, values in found.items()
         ],
         caption=f"95% bootstrap intervals over seeds. Choosing at random costs {np.log(data.held_out.shape[1]):.3f} "
@@ -89,6 +92,10 @@ def write_report(
     report.write(options.out / "report.html")
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return report, results
+
+
+def _range(values: np.ndarray) -> str:
+    return "not measured" if np.isnan(values).any() else f"{values.min():.4g} to {values.max():.4g}"
 
 
 def _drawn(metrics: dict[str, np.ndarray]) -> list[str]:
@@ -112,10 +119,10 @@ def _map_caption(options: Irl) -> str:
     return "Rewards less their mean; learned: the posterior mean, spread: its standard deviation, of the first seed."
 
 
-def _intervals(key: Any, values: np.ndarray) -> list[tuple[float, float | None, float | None]]:
-    """(mean, low, high) of each row of values [measures, seeds]; one seed has no interval."""
-    means = values.mean(axis=1).tolist()
-    if values.shape[1] < 2:
-        return [(mean, None, None) for mean in means]
-    low, high = bootstrap_interval(key, values.T)
-    return list(zip(means, np.asarray(low).tolist(), np.asarray(high).tolist(), strict=True))
+def _intervals(key: Any, values: np.ndarray) -> list[tuple[float | None, ...]]:
+    """(mean, low, high) of each row of values [measures, seeds]; one seed has no interval, NaN is None."""
+    rows = np.full((len(values), 3), np.nan)
+    rows[:, 0] = values.mean(axis=1)
+    if values.shape[1] > 1:
+        rows[:, 1:] = np.stack(bootstrap_interval(key, values.T), axis=1)
+    return [tuple(None if np.isnan(x) else float(x) for x in row) for row in rows]

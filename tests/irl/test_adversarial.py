@@ -313,6 +313,7 @@ def test_gail_with_entropy_is_more_random_than_the_expert():
     assert learned > demonstrated + 0.02
 
 
+@pytest.mark.slow
 def test_sampled_demonstrations_and_rollouts_with_a_network():
     """Everything noisy: sampled steps on both sides, an MLP on coordinates; the reward found is good to plan with."""
     mdp = gridworld(4, 4, slip=0.1)

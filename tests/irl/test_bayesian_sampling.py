@@ -142,6 +142,7 @@ def test_rhat_is_numpys_and_sees_shift_and_spread():
         split_rhat(jnp.zeros((3, 2, 5)))
 
 
+@pytest.mark.slow
 def test_effective_sample_size_of_an_autoregression_is_known():
     phi = np.array([0.0, 0.5, 0.9])
     noise = np.random.default_rng(1).normal(size=(4, 2000, 3))

@@ -131,6 +131,7 @@ def test_coherence_identifies_beta():
     assert policy_divergence(mdp, soft_value_iteration(mdp, reward).log_policy, scaled) < 1e-4
 
 
+@pytest.mark.slow
 def test_joint_learning_beats_either_source_alone():
     # Demonstrations end where they leave the left half of a grid, compared trajectories where they leave the right one.
     height, width, seeds = 3, 6, 6

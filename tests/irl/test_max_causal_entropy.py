@@ -155,6 +155,7 @@ def test_lbfgs_finds_the_weights_that_match_the_features(world):
     np.testing.assert_allclose(colder.weights, 0.5 * weights, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_lbfgs_runs_under_vmap_and_l2_shrinks(world):
     mdp, features, _, _, occupancy = world
     norms = jax.jit(
