@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign.cli.irl import Irl
 from jaxalign.cli.irl_data import Prepared, policy_of
-from jaxalign.irl import epic_distance, expected_value_difference, policy_divergence
+from jaxalign.irl import bulk_ess, epic_distance, expected_value_difference, policy_divergence, split_rhat
 from jaxalign.mdp import value_iteration
 from jaxalign.runtime.figures import curves, maps
 from jaxalign.runtime.report import Report, estimate
@@ -22,6 +22,8 @@ LABELS = {
     "value_difference_share": "the same, as a share of a random policy's",
     "policy_divergence": "divergence from the demonstrator's policy, nats per step",
     "epic": "EPIC distance to the true reward",
+    "rhat": "worst R-hat of the chains (below 1.01 is well mixed)",
+    "ess": "least effective samples of a state's reward",
 }
 
 
@@ -55,7 +57,13 @@ def measure(options: Irl, data: Prepared, rewards: np.ndarray) -> dict[str, np.n
         }
 
     known = None if truth is None else jnp.asarray(truth)
-    each = [one(mdp, jnp.asarray(draws), jnp.asarray(data.held_out), known) for draws in rewards]
+    def mixing(draws: np.ndarray) -> dict[str, Any]:
+        if options.method != "bayesian":
+            return {}
+        chains = jnp.asarray(draws).reshape(options.chains, -1, draws.shape[-1])
+        return {"rhat": jnp.max(split_rhat(chains)), "ess": jnp.min(bulk_ess(chains))}
+
+    each = [mixing(draws) | one(mdp, jnp.asarray(draws), jnp.asarray(data.held_out), known) for draws in rewards]
     return {name: np.array([float(found[name]) for found in each]) for name in LABELS if name in each[0]}
 
 

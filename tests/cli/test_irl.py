@@ -95,6 +95,8 @@ def test_the_posterior(tmp_path):
     draws = np.load(out / "reward.npz")["reward"]
     assert draws.shape == (1, 60, 25)
     assert draws.std(axis=1).min() > 0.0
+    assert results["rhat"]["seeds"][0] > 1.0
+    assert 1.0 < results["ess"]["seeds"][0] < 60.0
     assert "posterior mean" in (out / "report.html").read_text()
 
 
