@@ -85,8 +85,9 @@ def _bayesian(options: Irl, data: Prepared) -> tuple[Algorithm, Any]:
         return prior.log_prob(reward) + jnp.sum(counts * log_policy)
 
     algorithm = posterior_chains(
-        log_posterior, prior, num_chains=options.chains, num_samples=samples, num_warmup=samples
-    )
+        log_posterior, prior, num_chains=options.chains, num_samples=samples, num_warmup=samples,
+        num_integration_steps=20, target_acceptance=0.65,  # the hard maximum of Q* makes the posterior rough
+    )  # fmt: skip
     return algorithm, lambda state: chain_samples(state, prior).reshape(-1, mdp.num_states)
 
 
