@@ -4,19 +4,20 @@ Letters of the shapes: K hypotheses about the reward, S states, H human actions,
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.mdp import TabularMDP, value_iteration
+from jaxalign.mdp.checked_record import CheckedRecord, check_rows, traced
 from jaxalign.types import Array, ArrayLike, Key
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
-class AssistanceGame:
+class AssistanceGame(CheckedRecord):
     """A cooperative inverse reinforcement learning game with a finite set of hypotheses. A pytree.
 
     Nature draws the hypothesis and the first state independently; the human sees both, the robot only the state. At
@@ -56,27 +57,6 @@ class AssistanceGame:
         transition, reward, prior, initial, discount = (x.astype(dtype) for x in given)
         self._set(transition, reward, prior, initial, jnp.asarray(terminal), discount)
         _check(self)
-
-    def _set(self, *children: Any) -> None:
-        for field, child in zip(dataclasses.fields(self), children, strict=True):
-            object.__setattr__(self, field.name, child)
-
-    def replace(self, **changes: Any) -> Self:
-        """The same game with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
-
-    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], None]:
-        """The pytree protocol."""
-        return tuple(
-            (jax.tree_util.GetAttrKey(field.name), getattr(self, field.name)) for field in dataclasses.fields(self)
-        ), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Any, ...]) -> Self:
-        """The pytree protocol; unchecked, since transformations pass tracers, batches and placeholders through here."""
-        game = object.__new__(cls)
-        game._set(*children)
-        return game
 
 
 class PedagogicHuman(NamedTuple):
@@ -234,13 +214,13 @@ def simulate_assistance(key: Key, game: AssistanceGame, plan: AssistancePlan, *,
 def check_human(game: AssistanceGame, human: Array | PedagogicHuman) -> None:
     """Raise ValueError if a fixed policy is not [K, S, H] or, outside jit, its rows are not probabilities."""
     if isinstance(human, PedagogicHuman):
-        if not _traced(human.beta) and not np.all(np.asarray(human.beta) >= 0.0):
+        if not traced(human.beta) and not np.all(np.asarray(human.beta) >= 0.0):
             raise ValueError(f"PedagogicHuman: beta must be at least 0, got {human.beta}")
         return
     shape = game.reward.shape[:3]
     if jnp.shape(human) != shape:
         raise ValueError(f"human: a fixed policy must be [K, S, H] = {list(shape)}, got {jnp.shape(human)}")
-    _check_rows("human", human)
+    check_rows("human", human)
 
 
 def _draw(key: Key, probability: Array) -> Array:
@@ -265,25 +245,8 @@ def _check(game: AssistanceGame) -> None:
     if game.terminal.dtype != bool:
         raise ValueError(f"AssistanceGame: terminal must be bool, got {game.terminal.dtype}")
     for name in ("transition", "prior", "initial"):
-        _check_rows(f"AssistanceGame: {name}", getattr(game, name))
-    if not _traced(game.reward) and not np.isfinite(game.reward).all():
+        check_rows(f"AssistanceGame: {name}", getattr(game, name))
+    if not traced(game.reward) and not np.isfinite(game.reward).all():
         raise ValueError("AssistanceGame: reward is not finite everywhere")
-    if not _traced(game.discount) and not 0.0 <= float(game.discount) <= 1.0:
+    if not traced(game.discount) and not 0.0 <= float(game.discount) <= 1.0:
         raise ValueError(f"AssistanceGame: discount must be in [0, 1], got {float(game.discount)}")
-
-
-def _check_rows(name: str, probability: Array) -> None:
-    """The last axis must hold probabilities."""
-    if _traced(probability):
-        return
-    rows = np.asarray(probability, np.float64)
-    if not (rows >= 0.0).all():
-        raise ValueError(f"{name} has entries that are negative or not numbers")
-    off = np.abs(rows.sum(-1) - 1.0)
-    if (off > 1e-4).any():  # float32 rows sum to 1 only so closely
-        at = np.unravel_index(np.argmax(off), off.shape)
-        raise ValueError(f"{name}{[int(i) for i in at] if at else ''} sums to {rows.sum(-1)[at]}, not 1")
-
-
-def _traced(x: Any) -> bool:
-    return isinstance(x, jax.core.Tracer)

@@ -90,8 +90,7 @@ def posterior_chains(
         # These weights make it the mean over time with weight ~ time, which forgets the start.
         spread = jnp.var(points, axis=0, ddof=1)
         variance = chains.variance + 2.0 / (step + 2.0) * (spread - chains.variance)
-        last = step + 1 == num_warmup
-        step_size = jnp.where(last, average(averaging), jnp.exp(averaging.log_step_size))
+        step_size = jnp.where(step + 1 == num_warmup, average(averaging), jnp.exp(averaging.log_step_size))
         return chains._replace(step_size=step_size, averaging=averaging, variance=variance)
 
     def keep(chains: ChainState, step: Array, points: Array, values: Array, info: Any) -> ChainState:
@@ -107,8 +106,7 @@ def posterior_chains(
             moved, info = kernel(key, blackjax.hmc.init(point, density), density, step_size, chains.variance)
             return moved.position, moved.logdensity - prior.constrain(moved.position)[1], info
 
-        keys = jax.random.split(move_key, num_chains)
-        points, values, info = jax.vmap(move)(keys, state.params["points"])
+        points, values, info = jax.vmap(move)(jax.random.split(move_key, num_chains), state.params["points"])
         chains = jax.lax.cond(state.step < num_warmup, adapt, keep, chains, state.step, points, values, info)
         metrics = {
             "loss": -jnp.mean(values),

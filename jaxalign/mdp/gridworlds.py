@@ -61,7 +61,7 @@ def gridworld(
 def cliff(height: int = 4, width: int = 12, *, slip: ArrayLike = 0.0, discount: ArrayLike = 0.99) -> TabularMDP:
     """Cliff walking (Sutton & Barto 2018, example 6.6): start bottom left, goal bottom right, cliff cells between.
 
-    Goal and cliff are terminal; see `cliff_reward` for the reward.
+    H x W cells, S = height * width. Goal and cliff are terminal; `cliff_reward` [S] is what arriving pays.
     """
     mdp = gridworld(height, width, slip=slip, discount=discount, start=(height - 1, 0), stay=False)
     terminal = jnp.zeros((height, width), bool).at[-1, 1:].set(True).reshape(-1)
@@ -99,7 +99,7 @@ def objectworld(
     """An Objectworld with `num_objects` objects in distinct random cells, each of a random outer and inner colour.
 
     The reward is +1 within distance 3 of an object of outer colour 0 and within 2 of one of outer colour 1, -1 within
-    3 of outer colour 0 only, else 0; distances are Euclidean, in cells. Inner colours are distractors.
+    3 of outer colour 0 only, else 0, [S]; distances are Euclidean, in cells. Inner colours are distractors.
     Raises ValueError if there are fewer than two colours, or not 1..height*width objects.
     """
     if num_colors < 2 or not 1 <= num_objects <= height * width:

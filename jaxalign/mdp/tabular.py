@@ -1,12 +1,13 @@
 """Finite Markov decision processes, checked when they are made."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.mdp.checked_record import CheckedRecord, check_rows, traced
 from jaxalign.mdp.transitions import (
     GridTransition,
     SparseTransition,
@@ -17,12 +18,10 @@ from jaxalign.mdp.transitions import (
 )
 from jaxalign.types import Array, ArrayLike, Key
 
-STOCHASTIC_TOLERANCE = 1e-4  # float32 rows over thousands of states sum to 1 only so closely
-
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
-class TabularMDP:
+class TabularMDP(CheckedRecord):
     """A finite MDP. A pytree: vmap, jit and checkpoint it as it is.
 
     transition: P(s' | s, a) as [S, A, S], SparseTransition or GridTransition
@@ -56,10 +55,6 @@ class TabularMDP:
         self._set(transition, initial.astype(dtype), jnp.asarray(terminal), discount.astype(dtype))
         _check(self)
 
-    def _set(self, *children: Any) -> None:
-        for field, child in zip(dataclasses.fields(self), children, strict=True):
-            object.__setattr__(self, field.name, child)
-
     @property
     def num_states(self) -> int:
         """S."""
@@ -69,23 +64,6 @@ class TabularMDP:
     def num_actions(self) -> int:
         """A."""
         return num_states_and_actions(self.transition)[1]
-
-    def replace(self, **changes: Any) -> Self:
-        """The same MDP with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
-
-    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], None]:
-        """The pytree protocol."""
-        return tuple(
-            (jax.tree_util.GetAttrKey(field.name), getattr(self, field.name)) for field in dataclasses.fields(self)
-        ), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Any, ...]) -> Self:
-        """The pytree protocol; unchecked, since transformations pass tracers, batches and placeholders through here."""
-        mdp = object.__new__(cls)
-        mdp._set(*children)
-        return mdp
 
 
 def action_reward(mdp: TabularMDP, reward: ArrayLike) -> Array:
@@ -149,27 +127,12 @@ def _check(mdp: TabularMDP) -> None:
     if isinstance(mdp.transition, SparseTransition):
         _check_successors(mdp.transition, states)
     probability = mdp.transition if isinstance(mdp.transition, jax.Array) else mdp.transition.probability
-    _check_rows("transition", probability)
-    _check_rows("initial", mdp.initial)
+    check_rows("TabularMDP: transition", probability)
+    check_rows("TabularMDP: initial", mdp.initial)
     if isinstance(mdp.transition, GridTransition):
         _check_grid(mdp.transition)
-    if not _traced(mdp.discount) and not 0.0 <= float(mdp.discount) <= 1.0:
+    if not traced(mdp.discount) and not 0.0 <= float(mdp.discount) <= 1.0:
         raise ValueError(f"TabularMDP: discount must be in [0, 1], got {float(mdp.discount)}")
-
-
-def _check_rows(name: str, probability: Array) -> None:
-    """The last axis must hold probabilities."""
-    if _traced(probability):
-        return
-    rows = np.asarray(probability)
-    for problem, bad in (
-        ("is negative or not a number", ~(rows >= 0.0)),
-        ("does not sum to 1", np.abs(rows.sum(-1, dtype=np.float64) - 1.0) > STOCHASTIC_TOLERANCE),
-    ):
-        if bad.any():
-            at = tuple(int(i) for i in np.argwhere(bad)[0])
-            found = rows[at] if bad.ndim == rows.ndim else rows.sum(-1)[at]
-            raise ValueError(f"TabularMDP: {name}{list(at) if at else ''} {problem}: {found}")
 
 
 def _check_successors(transition: SparseTransition, states: int) -> None:
@@ -181,7 +144,7 @@ def _check_successors(transition: SparseTransition, states: int) -> None:
         )
     if not jnp.issubdtype(next_state.dtype, jnp.integer):
         raise ValueError(f"TabularMDP: transition.next_state must be integers, got {next_state.dtype}")
-    if not _traced(next_state) and ((wrong := np.asarray(next_state)) < 0).any() | (wrong >= states).any():
+    if not traced(next_state) and ((wrong := np.asarray(next_state)) < 0).any() | (wrong >= states).any():
         at = np.argwhere((wrong < 0) | (wrong >= states))[0]
         found = wrong[tuple(at)]
         raise ValueError(f"TabularMDP: transition.next_state{at.tolist()} is {found}, not in 0..{states - 1}")
@@ -193,7 +156,3 @@ def _check_grid(grid: GridTransition) -> None:
             f"TabularMDP: a grid needs open [H, W] and probability [A, {len(grid.moves)}], "
             f"got {grid.open.shape} and {grid.probability.shape}"
         )
-
-
-def _traced(x: Any) -> bool:
-    return isinstance(x, jax.core.Tracer)

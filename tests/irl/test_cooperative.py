@@ -294,10 +294,10 @@ def test_jit_vmap_and_gradients_in_float64():
     ("change", "message"),
     [
         ({"transition": np.ones((2, 2, 2))}, "transition must be"),
-        ({"transition": np.full((2, 2, 2, 2), 0.4)}, r"transition\[0, 0, 0\] sums to 0.8"),
+        ({"transition": np.full((2, 2, 2, 2), 0.4)}, r"transition\[0, 0, 0\] does not sum to 1: 0.8"),
         ({"reward": np.zeros((3, 2, 2))}, "reward must be"),
         ({"reward": np.full((3, 2, 2, 2), np.nan)}, "reward is not finite"),
-        ({"prior": [1.2, -0.2, 0.0]}, "prior has entries that are negative"),
+        ({"prior": [1.2, -0.2, 0.0]}, r"prior\[1\] is negative"),
         ({"initial": [1.0]}, "initial must be"),
         ({"terminal": np.zeros(2)}, "terminal must be bool"),
         ({"discount": 1.5}, "discount must be in"),
@@ -312,7 +312,7 @@ def test_bad_questions_are_named():
     game = random_game(0)
     with pytest.raises(ValueError, match="human: a fixed policy must be"):
         solve_assistance(game, horizon=2, human=jnp.ones((3, 2)))
-    with pytest.raises(ValueError, match=r"human\[0, 0\] sums to 2.0"):
+    with pytest.raises(ValueError, match=r"human\[0, 0\] does not sum to 1: 2.0"):
         solve_assistance(game, horizon=2, human=jnp.ones((3, 2, 2)))
     with pytest.raises(ValueError, match="horizon must be at least 1"):
         solve_assistance(game, horizon=0)
