@@ -1,0 +1,1 @@
+"""Reinforcement learning: advantages, PPO, shaping, curiosity, faults, risk and side effects."""
