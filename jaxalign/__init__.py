@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-DOMAINS = ("interop", "irl", "mdp", "networks", "preferences", "runtime", "statistics")
+DOMAINS = ("environments", "interop", "irl", "mdp", "networks", "preferences", "rl", "runtime", "statistics")
 
 _HOME = {
     "Algorithm": "algorithm",

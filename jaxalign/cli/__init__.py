@@ -17,9 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from jaxalign.cli.dpo import Dpo
     from jaxalign.cli.irl import Irl
+    from jaxalign.cli.ppo import Ppo
     from jaxalign.cli.tour import Tour
 
-    jobs: dict[str, Any] = {"dpo": Dpo, "irl": Irl, "tour": Tour}
+    jobs: dict[str, Any] = {"dpo": Dpo, "irl": Irl, "ppo": Ppo, "tour": Tour}
     job = tyro.extras.subcommand_cli_from_dict(
         jobs,
         args=arguments,

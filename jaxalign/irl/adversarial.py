@@ -127,17 +127,23 @@ def airl_reward(reward_network: Network, potential_network: Network, *, discount
     return AdversarialReward(init, logits, f)
 
 
-def discriminator(adversary: AdversarialReward, optimizer: optax.GradientTransformation) -> Algorithm:
+def discriminator(
+    adversary: AdversarialReward, optimizer: optax.GradientTransformation, *, batch_size: int | None = None
+) -> Algorithm:
     """Logistic regression of expert against policy steps, from any environment, as an Algorithm over TrainState.
 
     objective = mean_expert softplus(-logits) + mean_policy softplus(logits), means weighted by `weights`
 
-    A batch is (expert Transitions [B], policy Transitions [B']). Metrics: "loss", "accuracy/expert" and
-    "accuracy/policy" (shares told rightly, 0.5 each for a logit of 0), "gradient_norm".
+    A batch is (expert Transitions [B], policy Transitions [B']), of each of which `batch_size` rows are drawn
+    (`draw_transitions`), or all taken (None). Metrics: "loss", "accuracy/expert" and "accuracy/policy" (shares told
+    rightly, 0.5 each for a logit of 0), "gradient_norm".
     """
 
-    def objective(params: Params, batch: tuple[Transitions, Transitions], _: Key) -> tuple[Array, Metrics]:
+    def objective(params: Params, batch: tuple[Transitions, Transitions], key: Key) -> tuple[Array, Metrics]:
         expert, policy = batch
+        if batch_size is not None:
+            keys = jax.random.split(key)
+            expert, policy = (draw_transitions(k, x, batch_size) for k, x in zip(keys, batch, strict=True))
         expert_logits, policy_logits = adversary.logits(params, expert), adversary.logits(params, policy)
         loss = weighted_mean(jax.nn.softplus(-expert_logits), expert) + weighted_mean(
             jax.nn.softplus(policy_logits), policy
@@ -150,6 +156,14 @@ def discriminator(adversary: AdversarialReward, optimizer: optax.GradientTransfo
         return loss, metrics
 
     return gradient_algorithm(Network(adversary.init, lambda *_: None), objective, optimizer)
+
+
+def draw_transitions(key: Key, steps: Transitions, size: int) -> Transitions:
+    """`size` of the steps [B], drawn with replacement in proportion to their weights, so that they weigh the same."""
+    rows = steps.terminated.shape[0]
+    shares = None if steps.weights is None else steps.weights / jnp.sum(steps.weights)
+    chosen = jax.random.choice(key, rows, (size,), p=shares)
+    return jax.tree.map(lambda x: x[chosen], steps._replace(weights=None))
 
 
 def weighted_mean(values: Array, steps: Transitions) -> Array:

@@ -66,6 +66,7 @@ def adversarial_imitation(
     *,
     expert: Transitions | None = None,
     discriminator_steps: int = 1,
+    discriminator_batch: int | None = None,
 ) -> Algorithm:
     """Each step: the policy acts, the discriminator learns to tell its steps from the expert's, the policy improves.
 
@@ -74,12 +75,13 @@ def adversarial_imitation(
         adversary: `gail_reward` or `airl_reward`.
         expert: the demonstrations [B], used when the step's batch is None; else the batch is Transitions [B].
         discriminator_steps: gradient steps on the same transitions before the policy improves.
+        discriminator_batch: rows of the expert and of the policy drawn for each of them; None: all.
 
     State: AdversarialState. Metrics: those of `discriminator` at its last gradient step, "reward/expert" and
     "reward/policy" (means of the learned reward per step, after it), "entropy" (mean of -log pi over the policy's
     steps, nats), and the learner's own. Raises ValueError at trace time if there are no demonstrations.
     """
-    inner = discriminator(adversary, optimizer)
+    inner = discriminator(adversary, optimizer, batch_size=discriminator_batch)
 
     def init(key: Key) -> AdversarialState:
         key, policy_key = jax.random.split(key)
@@ -117,19 +119,17 @@ def gail(
     network: Network,
     optimizer: optax.GradientTransformation,
     *,
-    expert: Transitions | None = None,
     reward: Callable[[Array], Array] = jax.nn.softplus,
-    discriminator_steps: int = 1,
+    **options: Any,
 ) -> Algorithm:
-    """Generative adversarial imitation: `adversarial_imitation` with `gail_reward(network, reward=reward)`.
+    """Generative adversarial imitation: `adversarial_imitation` with `gail_reward(network, reward=reward)`, same options.
 
     With a discriminator [B, A] of enough capacity, a learner at temperature t and episodes that do not end, the policy
     minimises 2 JSD(d_expert, d_policy) - t H(policy), d normalised occupancies [S, A] and H the entropy per step in
     nats: at t = 0 its occupancy is the expert's, else a more random one.
     Ho and Ermon, arXiv:1606.03476.
     """
-    adversary = gail_reward(network, reward=reward)
-    return adversarial_imitation(learner, adversary, optimizer, expert=expert, discriminator_steps=discriminator_steps)
+    return adversarial_imitation(learner, gail_reward(network, reward=reward), optimizer, **options)
 
 
 def airl(
@@ -139,16 +139,15 @@ def airl(
     optimizer: optax.GradientTransformation,
     *,
     discount: ArrayLike,
-    expert: Transitions | None = None,
-    discriminator_steps: int = 1,
+    **options: Any,
 ) -> Algorithm:
-    """Adversarial IRL: `adversarial_imitation` with `airl_reward`; the learner's temperature must be 1.
+    """Adversarial IRL: `adversarial_imitation` with `airl_reward`, same options; the learner's temperature must be 1.
 
     The recovered reward is `reward_network` at `state.params["reward"]`: [S] for state-only, [S, A] for state-action.
     Fu, Luo and Levine, arXiv:1710.11248.
     """
     adversary = airl_reward(reward_network, potential_network, discount=discount)
-    return adversarial_imitation(learner, adversary, optimizer, expert=expert, discriminator_steps=discriminator_steps)
+    return adversarial_imitation(learner, adversary, optimizer, **options)
 
 
 def soft_planner(

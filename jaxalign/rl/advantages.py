@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -240,8 +239,8 @@ def _backward_sum(terms: Callable[[_Rows], tuple[Array, Array]], rows: _Rows, me
             total = base + decay * following
             return total, total
 
-        first = jax.eval_shape(lambda rows: masked(jax.tree.map(lambda x: x[0], rows))[0], rows)
-        return lax.scan(add, jnp.zeros(first.shape, first.dtype), rows, reverse=True)[1]
+        start = jnp.zeros(rows.floats[0].shape[1:], jnp.result_type(*rows.floats))
+        return lax.scan(add, start, rows, reverse=True)[1]
     if method == "associative":
 
         def join(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:

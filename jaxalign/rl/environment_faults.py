@@ -27,7 +27,7 @@ class Faulty(NamedTuple):
 
     inner: Any
     fault: Array
-    shown: Array
+    shown: Any = ()
 
 
 def faulty_actions(
@@ -51,7 +51,7 @@ def faulty_actions(
 
     def reset(key: Key) -> tuple[Any, Faulty]:
         observation, inner = environment.reset(key)
-        return observation, Faulty(inner, jnp.zeros((), bool), jnp.zeros(()))
+        return observation, Faulty(inner, jnp.zeros((), bool))
 
     def step(key: Key, state: Faulty, action: Any) -> TimeStep:
         step_key, fault_key, draw_key = jax.random.split(key, 3)
@@ -96,10 +96,11 @@ def faulty_sensors(
 def faulty_rewards(
     environment: Environment, *, rate: ArrayLike, reading: Reading, persistence: ArrayLike = 0.0
 ) -> Environment:
-    """The reward is misread now and then; info["reward_fault"], bool [], says when, info["true_reward"] what was earned.
+    """The reward is misread now and then; info["reward_fault"], bool [], says when.
 
-    The arguments and errors are those of `faulty_sensors`; the last reading of an episode's first step is 0. After
-    Everitt et al. (2017), "Reinforcement learning with a corrupted reward channel", arXiv:1705.08417.
+    info["true_reward"] is what was earned. The arguments and errors are those of `faulty_sensors`; the last reading
+    before an episode's first step is 0. After Everitt et al. (2017), "Reinforcement learning with a corrupted reward
+    channel", arXiv:1705.08417.
     """
     breaks = _breaks("faulty_rewards", rate, persistence)
 
@@ -111,7 +112,7 @@ def faulty_rewards(
         step_key, fault_key, read_key = jax.random.split(key, 3)
         new = environment.step(step_key, state.inner, action)
         fault = breaks(fault_key, state.fault)
-        shown = jnp.where(fault, read(read_key, new.reward, state.shown), new.reward).astype(new.reward.dtype)
+        shown = jnp.where(fault, reading(read_key, new.reward, state.shown), new.reward).astype(new.reward.dtype)
         info = new.info | {"reward_fault": fault, "true_reward": new.reward}
         after = Faulty(new.state, fault, shown.astype(state.shown.dtype))
         return new._replace(reward=shown, state=after, info=info)

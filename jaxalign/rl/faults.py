@@ -21,7 +21,7 @@ from jaxalign.types import Array, ArrayLike
 
 
 def executed_actions(mdp: TabularMDP, *, rate: ArrayLike, replacement: ArrayLike | None = None) -> Array:
-    """Which action is executed where another was chosen: channel[s, a, b] = (1 - rate) 1[a = b] + rate replacement[s, b].
+    """Which action b is executed where a was chosen: channel[s, a, b] = (1 - rate) 1[a = b] + rate replacement[s, b].
 
     Args:
         rate: in [0, 1].
@@ -45,7 +45,8 @@ def executed_actions(mdp: TabularMDP, *, rate: ArrayLike, replacement: ArrayLike
             f"action_faults: replacement must be an action, [A] or [S, A] with S={states}, A={actions}, "
             f"got {replacement.shape}"
         )
-    return (1.0 - rate) * jnp.eye(actions) + rate * replacement[..., None, :]
+    kept = jnp.broadcast_to((1.0 - rate) * jnp.eye(actions), (*replacement.shape, actions))
+    return kept + rate * replacement[..., None, :]
 
 
 def action_faults(mdp: TabularMDP, *, rate: ArrayLike, replacement: ArrayLike | None = None) -> TabularMDP:
@@ -125,7 +126,7 @@ def frozen_transition(mdp: TabularMDP) -> SparseTransition:
 
 
 def checked_rate(name: str, rate: ArrayLike) -> Array:
-    """A probability [] as an array. Raises ValueError naming who asked if it is no scalar or, outside jit, not in [0, 1]."""
+    """A probability [] as an array. Raises ValueError on another shape or, outside jit, a number outside [0, 1]."""
     if jnp.shape(rate) != ():
         raise ValueError(f"{name}: rate must be a scalar (vmap over rates), got {jnp.shape(rate)}")
     check_number(f"{name}: rate", rate, 1.0)

@@ -228,6 +228,15 @@ def see(state: PPOState, observations: Array) -> Array:
     return observations if state.moments is None else normalize(state.moments, observations)
 
 
+def observed(model: ActorCritic, state: PPOState) -> ActorCritic:
+    """The model as it was trained: with observations [..., *shape] normalised by the moments in `state`."""
+    return ActorCritic(
+        model.init,
+        lambda params, observations: model.policy(params, see(state, observations)),
+        lambda params, observations: model.value(params, see(state, observations)),
+    )
+
+
 def flatten(batch: Any) -> Any:
     """Leaves [T, N, ...] as [T N, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)

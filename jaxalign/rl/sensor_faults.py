@@ -53,7 +53,7 @@ def belief_update(mdp: TabularMDP, observation: Array, belief: Array, action: Ar
         observation: [S, S]; belief: [S], before the action.
         action, reading: [] integers (vmap for batches).
     """
-    mass = belief[:, None] * jax.nn.one_hot(action, mdp.num_actions, dtype=belief.dtype)
+    mass = belief[:, None] * jax.nn.one_hot(action, mdp.num_actions, dtype=belief.dtype)[None, :]
     predicted = jnp.where(mdp.terminal, 0.0, push_forward(mdp.transition, mass))
     predicted = _normalized(predicted, belief)
     return _normalized(predicted * observation[:, reading], predicted)

@@ -51,6 +51,7 @@ def curves(
     title: str = "",
     units: Mapping[str, str] | None = None,
     band: str = "bootstrap",
+    horizontal: str = "step",
 ) -> "Figure":
     """A Matplotlib Figure with one panel per metric over steps.
 
@@ -60,6 +61,7 @@ def curves(
         names: which to draw; None draws all of rank 1 or 2.
         units: by metric, shown on the axis: {"loss": "nats"}.
         band: around the middle of the lanes, "bootstrap" or "range" (see `lane_band`).
+        horizontal: what the steps are called.
 
     Long runs are drawn at 500 evenly spaced steps. Values that are not finite leave a gap.
     Raises KeyError naming a metric that is not there, ValueError for one whose rank is not 1 or 2, and ImportError
@@ -83,7 +85,7 @@ def curves(
         axes = figure.add_subplot(rows, columns, i + 1)
         _panel(axes, arrays[name], arrays.get("step"), colour=COLOURS[i % len(COLOURS)], band=band)
         unit = (units or {}).get(name)
-        axes.set_xlabel("step")
+        axes.set_xlabel(horizontal)
         axes.set_ylabel(f"{name} ({unit})" if unit else name)
     if title:
         figure.suptitle(title)

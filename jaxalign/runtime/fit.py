@@ -19,7 +19,7 @@ from jaxalign.runtime.chunks import MAX_CHUNK, Chunks, batches_from, join_frozen
 from jaxalign.runtime.metrics import FILE, MetricsLog, read_metrics
 from jaxalign.runtime.preemption import Preempted, StopRequest
 from jaxalign.runtime.progress import Tokens, TrainingProgress
-from jaxalign.types import Key
+from jaxalign.types import EPISODE, Key
 
 CHUNK_SECONDS = 1.0
 CHECKPOINT_SECONDS = 300.0
@@ -77,7 +77,8 @@ def fit(
         checkpoint_every: steps between checkpoints; None: five minutes. There is always one at the end.
         keep: how many checkpoints stay on disk.
         fingerprint: JSON values that say what is run (the configuration); on resume they must equal the run's.
-        nan_ok: names of metrics or parameters ("params/mask") that may be NaN or infinite.
+        nan_ok: names of metrics or parameters ("params/mask") that may be NaN or infinite. Metrics whose names begin with
+            "episode/" always may: they are means over the episodes that ended in a step, and in some none does.
         tokens_per_step: tokens in a step, or a function of the step, for the tokens per second shown.
         progress: show progress on stderr, or on the rich Console given.
         tensorboard: write TensorBoard event files too.
@@ -256,7 +257,8 @@ def _first_non_finite(metrics: Mapping[str, np.ndarray], nan_ok: Collection[str]
     """(index of the step, metric, value and where in the metric) of the earliest one, or None."""
     found = []
     for name, value in metrics.items():
-        if name in nan_ok or not jnp.issubdtype(value.dtype, jnp.inexact):
+        may_be = name in nan_ok or name.startswith(EPISODE)
+        if may_be or not jnp.issubdtype(value.dtype, jnp.inexact):
             continue
         if (bad := np.argwhere(~np.isfinite(value))).size:
             at, *place = (int(i) for i in bad[0])

@@ -1,0 +1,75 @@
+"""The tables, pictures and files in which `jaxalign ppo` says how well the policies do."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.cli.ppo import Ppo
+from jaxalign.cli.ppo_presets import Settings
+from jaxalign.rl import Episodes
+from jaxalign.runtime.figures import curves
+from jaxalign.runtime.report import Report, estimate
+from jaxalign.statistics import bootstrap_interval, interquartile_mean
+
+DRAWN = ("evaluation/return", "entropy", "value_loss", "explained_variance", "approx_kl", "clip_fraction")
+UNITS = {"entropy": "nats", "approx_kl": "nats"}
+
+
+def write_report(
+    options: Ppo, settings: Settings, metrics: dict[str, np.ndarray], episodes: Episodes
+) -> tuple[Report, dict[str, Any]]:
+    """Write results.json, report.html and PNG pictures; return the Report, to be printed, and what was measured.
+
+    metrics: [T, lanes] by name, "step" [T]; episodes: the last evaluation's, [lanes, E].
+    """
+    returns, finished = (np.asarray(x) for x in (episodes.returns, episodes.finished))
+    seeds = options.seeds
+    each = {
+        (rate, entropy): slice(i * seeds, (i + 1) * seeds)
+        for i, (rate, entropy) in enumerate((r, e) for r in settings.learning_rate for e in settings.entropy)
+    }
+    rows, results = [], {"steps": int(metrics["step"][-1]), "settings": []}
+    for number, ((rate, entropy), lanes) in enumerate(each.items()):
+        found = _measure(jax.random.fold_in(jax.random.key(options.seed), number), returns[lanes])
+        found |= {"learning_rate": rate, "entropy": entropy, "finished": float(finished[lanes].mean())}
+        results["settings"].append(found)
+        spread = f"{min(found['seeds']):.4g} to {max(found['seeds']):.4g}"
+        rows.append([rate, entropy, estimate(*found["iqm"]), estimate(*found["mean"]), spread])
+    report = Report(f"PPO on {options.env}")
+    report.text(
+        f"{seeds} seeds, {results['steps']:,} environment steps each: {settings.num_envs} environments, rollouts of "
+        f"{settings.num_steps} steps, {settings.epochs} passes in {settings.minibatches} minibatches, discount "
+        f"{settings.discount:g}, lambda {settings.gae_lambda:g}, clip {settings.clip:g}. Bonus: {options.intrinsic}."
+    )
+    report.table(
+        ["learning rate", "entropy", "interquartile mean", "mean", "over seeds"],
+        rows,
+        caption=f"Return of the last policies in {returns.shape[1]} episodes each, with 95% bootstrap intervals over "
+        "seeds; actions are drawn, as in training.",
+    )
+    for (rate, entropy), lanes in each.items():
+        name = "learning.png" if len(each) == 1 else f"learning-{rate:g}-{entropy:g}.png"
+        one = {m: metrics[m][:, lanes] for m in DRAWN} | {"step": metrics["step"]}
+        title = f"Learning rate {rate:g}, entropy {entropy:g}"
+        figure = curves(one, DRAWN, title=title, units=UNITS, horizontal="environment steps")
+        figure.savefig(options.out / name)
+        report.figure(figure, caption=f"{title}: the middle of {seeds} seeds with its 95% bootstrap interval.")
+    report.write(options.out / "report.html")
+    (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return report, results
+
+
+def _measure(key: Any, returns: np.ndarray) -> dict[str, Any]:
+    """Middle and mean return with intervals over seeds, from returns [seeds, E]."""
+    scores = returns.mean(axis=1)
+    iqm_key, mean_key = jax.random.split(key)
+    found: dict[str, Any] = {"seeds": scores.tolist()}
+    statistics = {"iqm": (iqm_key, interquartile_mean), "mean": (mean_key, None)}
+    for name, (k, statistic) in statistics.items():
+        value = float(scores.mean() if statistic is None else interquartile_mean(scores))
+        options = {} if statistic is None else {"statistic": statistic}
+        interval = bootstrap_interval(k, scores, **options) if len(scores) > 1 else None
+        found[name] = [value] if interval is None else [value, *(float(x) for x in interval)]
+    return found

@@ -1,0 +1,135 @@
+"""Penalties for side effects: the state an outcome is compared with, the planning problem, and what came of it.
+
+The agent is paid reward(s, a) - coefficient * E deviation[s', b], with a deviation [S, S] of jaxalign.rl.reachability
+and b the baseline: the state at the start, the one that doing nothing since the start would have led to, or the one
+that doing nothing just now would have led to. The first two are not functions of s, so that the agent plans in a world
+whose state is (s, b). Scale: a penalty is in the units of its deviation, per step, neither averaged nor discounted.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.mdp import SparseTransition, TabularMDP, action_reward, expected_return, sparse_transition, value_iteration
+from jaxalign.types import Array, ArrayLike
+
+
+class Baseline(NamedTuple):
+    """A world with its baseline in the state: S' pairs (s, b).
+
+    mdp: the MDP over the pairs
+    state: [S'] int, the world's state s of each
+    compared: [S'] int, the state that the outcome of an action taken there is compared with
+    """
+
+    mdp: TabularMDP
+    state: Array
+    compared: Array
+
+
+def starting_state(mdp: TabularMDP) -> Baseline:
+    """Compare with the state the episode began in, one of those S that have an initial probability.
+
+    Blames the agent for all that happens, so that it may hinder what others do (interference).
+    """
+    return _paired(mdp, np.arange(mdp.num_states))
+
+
+def inaction(mdp: TabularMDP, *, noop: int) -> Baseline:
+    """Compare with the state in which the world, of S states, would be had the agent never done anything.
+
+    Goes on blaming it for what it did on purpose, so that it may undo its own work (offsetting).
+    Raises ValueError if action `noop` is not deterministic: then there is no one such state.
+    """
+    return _paired(mdp, _doing_nothing(mdp, noop, "inaction"))
+
+
+def stepwise_inaction(mdp: TabularMDP, *, noop: int) -> Baseline:
+    """Compare with the state that doing nothing now, and not all along, would lead to; the states are the world's S.
+
+    Doing nothing is never penalised. Turner et al. (2020, arXiv:1902.09725), section 3.
+    Raises ValueError if action `noop` is not deterministic.
+    """
+    sparse = mdp.replace(transition=sparse_transition(mdp.transition))
+    return Baseline(sparse, np.arange(mdp.num_states), _doing_nothing(mdp, noop, "stepwise_inaction"))
+
+
+def side_effect_penalty(baseline: Baseline, deviation: Array) -> Array:
+    """penalty[x, a] = E_{s' ~ P(. | x, a)} deviation[s', compared[x]], [S, S] -> [S', A]; 0 in terminal states."""
+    next_state, probability = baseline.mdp.transition
+    compared = deviation[baseline.state[next_state], baseline.compared[:, None, None]]
+    return jnp.where(baseline.mdp.terminal[:, None], 0.0, jnp.sum(probability * compared, axis=-1))
+
+
+def penalized_reward(baseline: Baseline, reward: Array, penalty: Array, *, coefficient: ArrayLike) -> Array:
+    """reward[state[x], a] - coefficient * penalty[x, a], for the MDP of the baseline; reward [S, A] -> [S', A]."""
+    return reward[baseline.state] - coefficient * penalty
+
+
+class Judged(NamedTuple):
+    """What a plan for a penalised reward is worth, undiscounted sums over an episode, scalars.
+
+    reward: what the task pays it
+    performance: what it is worth by the world's hidden performance
+    penalty: what it was charged, before the coefficient
+    """
+
+    reward: Array
+    performance: Array
+    penalty: Array
+
+
+def judge_penalty(
+    baseline: Baseline, reward: Array, performance: Array, penalty: Array, *, coefficient: ArrayLike, horizon: int
+) -> Judged:
+    """Plan for the penalised reward over `horizon` steps with the MDP's discount, and see what comes of the plan.
+
+    reward, performance: [S, A]; penalty: [S', A]. For a curve over coefficients [C] see `penalty_sweep`.
+    """
+    paid = penalized_reward(baseline, reward, penalty, coefficient=coefficient)
+    plan = value_iteration(baseline.mdp, paid, horizon=horizon)
+    undiscounted = baseline.mdp.replace(discount=jnp.ones_like(baseline.mdp.discount))
+    lifted = (reward[baseline.state], performance[baseline.state], penalty)
+    return Judged(*(expected_return(undiscounted, jnp.log(plan.policy), each) for each in lifted))
+
+
+def penalty_sweep(
+    baseline: Baseline, reward: Array, performance: Array, penalty: Array, coefficients: ArrayLike, *, horizon: int
+) -> Judged:
+    """`judge_penalty` at every coefficient [C], planned together; arrays [C]."""
+    return jax.vmap(
+        lambda coefficient: judge_penalty(
+            baseline, reward, performance, penalty, coefficient=coefficient, horizon=horizon
+        )
+    )(jnp.asarray(coefficients))
+
+
+def _doing_nothing(mdp: TabularMDP, noop: int, name: str) -> np.ndarray:
+    """The state [S] after doing nothing in each."""
+    next_state, probability = (np.asarray(x)[:, noop] for x in sparse_transition(mdp.transition))
+    likeliest = np.argmax(probability, axis=-1)
+    after = np.take_along_axis(next_state, likeliest[:, None], axis=-1)
+    # The same successor may be listed twice.
+    sure = np.sum(probability * (next_state == after), axis=-1)
+    if unsure := np.flatnonzero(sure < 1.0 - 1e-5).tolist():
+        raise ValueError(f"{name}: action noop={noop} must be deterministic, in state {unsure[0]} it is not")
+    return np.where(np.asarray(mdp.terminal), np.arange(mdp.num_states), after[:, 0])
+
+
+def _paired(mdp: TabularMDP, after: np.ndarray) -> Baseline:
+    """The world beside a baseline that begins where it begins and goes from b to after[b] [S] at every step."""
+    initial = np.asarray(mdp.initial)
+    baselines = np.flatnonzero(initial).tolist()
+    for b in baselines:  # grows on the way
+        if (then := int(after[b])) not in baselines:
+            baselines.append(then)
+    places = np.array([baselines.index(after[b]) for b in baselines])
+    transition, states, pairs = sparse_transition(mdp.transition), mdp.num_states, len(baselines)
+    next_state, probability, terminal = (np.repeat(x, pairs, axis=0) for x in (*transition, mdp.terminal))
+    next_state = next_state * pairs + np.tile(places, states)[:, None, None].astype(np.int32)
+    start = np.zeros((states, pairs), initial.dtype)
+    start[baselines, range(pairs)] = initial[baselines]
+    both = TabularMDP(SparseTransition(next_state, probability), start.reshape(-1), terminal, mdp.discount)
+    return Baseline(both, np.repeat(np.arange(states), pairs), np.tile(after[baselines], states))
