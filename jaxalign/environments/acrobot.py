@@ -88,7 +88,7 @@ def acrobot(
         )
         height = -length_1 * jnp.cos(new.angle_1) - length_2 * jnp.cos(new.angle_1 + new.angle_2)
         reached = height > goal_height
-        reward = jnp.where(valid, jnp.where(reached, 0.0, -1.0), jnp.nan)
+        reward = jnp.where(valid, jnp.where(reached, 0.0, -1.0), jnp.nan).astype(float)
         return TimeStep(_observe(new), new, reward, reached, jnp.zeros((), bool), {})
 
     environment = Environment(reset, step, Box(-limits, limits, (6,)), actions, "acrobot")

@@ -59,7 +59,8 @@ def cartpole(
         )
         new = CartPoleState(*(after.astype(before.dtype) for after, before in zip(new, state, strict=True)))
         fell = (jnp.abs(new.position) > max_position) | (jnp.abs(new.angle) > max_angle)
-        return TimeStep(jnp.stack(new), new, jnp.where(valid, 1.0, jnp.nan), fell, jnp.zeros((), bool), {})
+        reward = jnp.where(valid, 1.0, jnp.nan).astype(float)
+        return TimeStep(jnp.stack(new), new, reward, fell, jnp.zeros((), bool), {})
 
     environment = Environment(reset, step, Box(-high, high, (4,)), actions, "cartpole")
     return environment if max_steps is None else time_limit(environment, max_steps)

@@ -48,7 +48,7 @@ def deep_sea(size: int, *, move_cost: ArrayLike = 0.01, right: ArrayLike | None 
         found = moves & (state.column == size - 1) & (state.row == size - 1)
         reward = jnp.where(found, 1.0, 0.0) - jnp.where(moves, move_cost / size, 0.0)
         new = DeepSeaState(state.row + 1, jnp.clip(state.column + jnp.where(moves, 1, -1), 0, size - 1))
-        reward = jnp.where(valid, reward, jnp.nan)
+        reward = jnp.where(valid, reward, jnp.nan).astype(float)
         return TimeStep(observe(new), new, reward, new.row >= size, jnp.zeros((), bool), {})
 
     return Environment(reset, step, Box(0.0, 1.0, (size, size)), actions, "deep_sea")
@@ -85,7 +85,7 @@ def key_door(length: int, *, max_steps: ArrayLike | None = None) -> Environment:
         position = jnp.clip(state.position + jnp.where(jnp.asarray(action) == 1, 1, -1), 0, length - 1)
         new = KeyDoorState(position, state.has_key | (position == 0))
         opened = new.has_key & (position == length - 1)
-        reward = jnp.where(valid, jnp.where(opened, 1.0, 0.0), jnp.nan)
+        reward = jnp.where(valid, opened.astype(float), jnp.nan)
         return TimeStep(observe(new), new, reward, opened, jnp.zeros((), bool), {})
 
     environment = Environment(reset, step, Box(0.0, 1.0, (2, length)), actions, "key_door")

@@ -37,7 +37,9 @@ def from_gymnasium(make: str | Callable[[], Any], *, pool: int = 64) -> Environm
 
     Time limits are the host's wrappers'. A reset's key seeds the host environment, which draws the rest itself: the
     same key and actions give the same episode. An action outside its space is not passed on: it pays NaN and leaves the
-    world as it is. A step of a whole batch is one call to the host, where its members step one by one.
+    world as it is. A step of a whole batch is one call to the host, where its members step one by one. JAX cannot vmap
+    a `cond` that calls the host: use `batched` in place of a vmapped `auto_reset`, and lax.map (`sweep(mode="map")`)
+    over seeds.
 
     Raises ImportError for an id without gymnasium, and ValueError naming a space that is neither Discrete nor a Box
     [...]. While running (as JAX's runtime error, with the message): an observation that is not of the space's shape,

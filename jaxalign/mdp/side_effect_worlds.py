@@ -23,7 +23,7 @@ from jaxalign.mdp.level_drawings import (
 from jaxalign.types import ArrayLike
 
 EPISODE = 20
-EFFORT = 0.01
+EFFORT = 0.001
 HARM = -2.0
 
 

@@ -5,6 +5,7 @@ from jaxalign.networks.dense import Dense, matmul
 from jaxalign.networks.initializers import orthogonal
 from jaxalign.networks.lora import is_adapter, merge_lora
 from jaxalign.networks.mlp import MLP
+from jaxalign.networks.recurrent import GRU
 from jaxalign.networks.transformer import (
     Cache,
     RopeScaling,
@@ -16,6 +17,7 @@ from jaxalign.networks.transformer import (
 )
 
 __all__ = [
+    "GRU",
     "MLP",
     "Cache",
     "ConvNet",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.algorithm import Network
-from jaxalign.environments.protocol import Box, Discrete, Environment, Space, flat_size
+from jaxalign.environments.protocol import Discrete, Environment, Space, flat_size
 from jaxalign.networks import MLP
 from jaxalign.types import Array, Key, Params
 
@@ -36,22 +36,21 @@ def actor_critic(
 ) -> ActorCritic:
     """Multilayer perceptrons for an environment's spaces; params {"actor", "critic"[, "torso", "log_scale"]}.
 
-    Actions that are Discrete get a categorical policy; Box actions with limits a tanh-normal one (`TanhNormal`), without
-    limits a normal one, both with a scale of their own for each action, `initial_scale` (of the unsquashed action) at
-    first, independent of the state. Discrete observations enter as one-hot rows, others flattened. Kernels are
+    Discrete actions get a categorical policy; Box actions with limits a tanh-normal one (`TanhNormal`), without limits
+    a normal one, both with a scale of their own for each action, `initial_scale` (of the unsquashed action) at first,
+    independent of the state. Discrete observations enter as one-hot rows, others flattened. Kernels are
     orthogonal: scaled by sqrt(2), 0.01 at the policy's output, 1 at the value's. With `shared`, the hidden layers serve
     both.
 
     Raises ValueError for a Box action space that is neither limited nor unlimited in all places, or not of rank 1.
     """
-    seen, done = environment.observation_space, environment.action_space
-    head = _head(done, environment.name)
-    outputs = done.size if isinstance(done, Discrete) else done.shape[0]
+    seen = environment.observation_space
+    head = policy_head(environment.action_space, environment.name, initial_scale=initial_scale)
     example = jnp.zeros((1, flat_size(seen)))
     middle = jnp.zeros((1, hidden[-1])) if shared else example
     layers = () if shared else tuple(hidden)
     networks = {
-        "actor": Network.from_linen(MLP((*layers, outputs), activation, final_scale=0.01), middle),
+        "actor": Network.from_linen(MLP((*layers, head.outputs), activation, final_scale=0.01), middle),
         "critic": Network.from_linen(MLP((*layers, 1), activation, final_scale=1.0), middle),
     }
     if shared:
@@ -60,18 +59,14 @@ def actor_critic(
 
     def init(key: Key) -> Params:
         keys = jax.random.split(key, len(networks))
-        params = {name: network.init(k) for (name, network), k in zip(networks.items(), keys, strict=True)}
-        if isinstance(done, Box):
-            params["log_scale"] = jnp.full(done.shape, jnp.log(initial_scale), jnp.float32)
-        return params
+        return head.start | {name: net.init(k) for (name, net), k in zip(networks.items(), keys, strict=True)}
 
     def features(params: Params, observations: Array) -> Array:
         rows = encode(seen, observations)
         return activation(networks["torso"].apply(params["torso"], rows)) if shared else rows
 
     def policy(params: Params, observations: Array) -> Any:
-        output = networks["actor"].apply(params["actor"], features(params, observations))
-        return head(output) if isinstance(done, Discrete) else head(output, jnp.exp(params["log_scale"]))
+        return head.distribution(params, networks["actor"].apply(params["actor"], features(params, observations)))
 
     def value(params: Params, observations: Array) -> Array:
         return networks["critic"].apply(params["critic"], features(params, observations))[..., 0]
@@ -107,20 +102,41 @@ def act_with(model: ActorCritic, params: Params, *, greedy: bool = False) -> Cal
     return act
 
 
-def _head(space: Space, name: str) -> Callable[..., Any]:
+class PolicyHead(NamedTuple):
+    """How a network's output becomes a distribution over actions.
+
+    outputs: numbers the network gives for an observation
+    start: parameters beside the network's, at first: {} or {"log_scale": [D]}
+    distribution: (params, output [..., outputs]) -> a distrax distribution [...]
+    """
+
+    outputs: int
+    start: Params
+    distribution: Callable[[Params, Array], Any]
+
+
+def policy_head(space: Space, name: str, *, initial_scale: float = 1.0) -> PolicyHead:
+    """Categorical for Discrete actions; tanh-normal for a Box [D] with limits, normal for one without.
+
+    Raises ValueError, naming the environment `name`, for a Box that limits some actions only or is not of rank 1.
+    """
     from jaxalign.rl import policies
 
     if isinstance(space, Discrete):
-        return policies.categorical
+        return PolicyHead(space.size, {}, lambda params, output: policies.categorical(output))
     if len(space.shape) != 1:
         raise ValueError(f"actor_critic: {name} has actions of shape {space.shape}; they must be [D]")
-    limited = {bool(x) for end in (space.low, space.high) for x in np.isfinite(np.atleast_1d(np.asarray(end)))}
+    ends = [end for end in (space.low, space.high) if not isinstance(end, jax.core.Tracer)]
+    limited = {bool(x) for end in ends for x in np.isfinite(np.atleast_1d(np.asarray(end)))} or {True}
     if len(limited) != 1:
         raise ValueError(f"actor_critic: {name} limits some actions only: {space.low} .. {space.high}")
-    if limited == {False}:
-        return policies.diagonal_normal
-    return lambda mean, scale: policies.TanhNormal(mean, _like(scale, mean), low=space.low, high=space.high)
 
+    def distribution(params: Params, output: Array) -> Any:
+        scale = jnp.expand_dims(jnp.exp(params["log_scale"]), tuple(range(output.ndim - 1)))
+        scale = jnp.broadcast_to(scale, output.shape)
+        if limited == {False}:
+            return policies.diagonal_normal(output, scale)
+        return policies.TanhNormal(output, scale, low=space.low, high=space.high)
 
-def _like(scale: Array, mean: Array) -> Array:
-    return jnp.broadcast_to(jnp.expand_dims(scale, tuple(range(mean.ndim - scale.ndim))), mean.shape)
+    start = {"log_scale": jnp.full(space.shape, np.log(initial_scale), jnp.float32)}
+    return PolicyHead(space.shape[0], start, distribution)

@@ -57,7 +57,7 @@ def sequential_ratio_test(*, false_alarm: ArrayLike, missed: ArrayLike) -> Detec
     lower = log(missed / (1 - false_alarm)), upper = log((1 - missed) / false_alarm). For independent residuals the
     test then really alarms falsely at most false_alarm / (1 - missed) of the time and misses at most
     missed / (1 - false_alarm). The decision stays; for a fault that may come later take `cusum`.
-    Wald (1945), "Sequential tests of statistical hypotheses", section 3.
+    Wald (1945), "Sequential tests of statistical hypotheses".
 
     false_alarm, missed: in (0, 1), together below 1; may be traced. Raises ValueError, outside jit, where they are not.
     """

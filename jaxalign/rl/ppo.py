@@ -68,7 +68,7 @@ def ppo(
     environment: Environment, model: ActorCritic, optimizer: optax.GradientTransformation, *,
     incentive: Incentive | None = None, **options: Any,
 ) -> Algorithm:  # fmt: skip
-    """PPO as an Algorithm that makes its own data: each step is a rollout of T = num_steps in N = num_envs environments.
+    """PPO as an Algorithm that makes its own data: a step is a rollout of T = num_steps in N = num_envs environments.
 
     Args:
         environment: not auto-resetting; see `check_environment`.
@@ -86,7 +86,11 @@ def ppo(
     A NaN reward makes "reward" NaN, on which `runtime.fit` stops.
     Schulman et al., arXiv:1707.06347; details after Huang et al. 2022, listed in `jaxalign.rl.ppo_details`.
     """
-    parts = ppo_parts(environment, model, optimizer, **options)
+    return assemble(ppo_parts(environment, model, optimizer, **options), incentive)
+
+
+def assemble(parts: PPOParts, incentive: Incentive | None) -> Algorithm:
+    """The pieces as an Algorithm: collect [T, N] steps, pay (as the environment, if `incentive` is None), improve."""
 
     def init(key: Key) -> PPOState:
         key, incentive_key = jax.random.split(key)
@@ -129,13 +133,9 @@ def ppo_parts(
 ) -> PPOParts:
     """PPO in pieces; `ppo` puts them together.
 
-    loss = mean ppo_policy_loss + value_coefficient mean ppo_value_loss - entropy_coefficient mean entropy
-
     Args:
-        num_envs, num_steps: N and T, static. Each gradient step sees T N / num_minibatches steps, drawn anew in each
-            of `num_epochs` passes.
-        value_clip_epsilon: clips value changes too, in units of (scaled) return; None: not.
-        normalize_advantages: to mean 0 and deviation 1 in each minibatch.
+        num_envs, num_steps: N and T, static. Each gradient step sees T N / num_minibatches steps, drawn anew in each of
+            `num_epochs` passes, and descends on `surrogate_loss`, which says what the other numbers are.
         normalize_observations: by running moments, clipped at 10 deviations.
         normalize_rewards: divided by the running deviation of the discounted return, clipped at 10.
         target_kl: no further gradient step once a minibatch's approximate KL from the acting policy (nats) is above
@@ -148,33 +148,15 @@ def ppo_parts(
     """
     check_environment(environment)
     _check_model(environment, model)
-    if (num_envs * num_steps) % num_minibatches:
-        raise ValueError(
-            f"ppo: num_envs={num_envs} x num_steps={num_steps} steps do not split into {num_minibatches} minibatches"
-        )
+    _check_sizes(num_envs, num_steps, num_minibatches)
     worlds = batched(episode_statistics(environment), num_envs)
 
     def objective(params: Params, batch: Batch, key: Key) -> tuple[Array, Metrics]:
-        distribution = model.policy(params, batch.observations)
-        log_probs, values = distribution.log_prob(batch.actions), model.value(params, batch.observations)
-        advantages = batch.advantages
-        if normalize_advantages:
-            advantages = (advantages - jnp.mean(advantages)) / (jnp.std(advantages) + 1e-8)
-        policy_loss = jnp.mean(ppo_policy_loss(log_probs, batch.log_probs, advantages, clip_epsilon=clip_epsilon))
-        value_loss = jnp.mean(
-            ppo_value_loss(values, batch.values, batch.targets, clip_epsilon=value_clip_epsilon)
-        )
-        entropy = jnp.mean(distribution.entropy())
-        log_ratio = log_probs - batch.log_probs
-        metrics = {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            # The samples are the acting policy's, so the KL from it has the ratio upside down.
-            "approx_kl": jnp.mean(kl_k3(-log_ratio)),
-            "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > clip_epsilon, dtype=log_ratio.dtype),
-        }
-        return policy_loss + value_coefficient * value_loss - entropy_coefficient * entropy, metrics
+        return surrogate_loss(
+            model.policy(params, batch.observations), model.value(params, batch.observations), batch,
+            clip_epsilon=clip_epsilon, value_clip_epsilon=value_clip_epsilon, value_coefficient=value_coefficient,
+            entropy_coefficient=entropy_coefficient, normalize_advantages=normalize_advantages,
+        )  # fmt: skip
 
     learner = gradient_algorithm(Network(model.init, model.policy), objective, optimizer)
 
@@ -205,22 +187,62 @@ def ppo_parts(
             state = state.replace(return_scale=scale)
         seen = see(state, steps.observations)
         values = model.value(state.params, seen)
+        next_values = model.value(state.params, see(state, steps.next_observations))
         advantages, targets = generalized_advantage_estimation(
-            rewards, values, model.value(state.params, see(state, steps.next_observations)), steps.terminated, steps.done,
+            rewards, values, next_values, steps.terminated, steps.done,
             discount=discount, gae_lambda=gae_lambda, method=gae_method,
         )  # fmt: skip
         batch = Batch(seen, steps.actions, steps.log_probs, values, advantages, targets)
         inner = TrainState(state.step, state.params, state.opt_state, learn_key)
         inner, metrics = epochs(
-            learner, inner, flatten(batch), key, num_epochs=num_epochs, num_minibatches=num_minibatches, target_kl=target_kl
-        )
-        metrics["explained_variance"] = 1.0 - jnp.var(targets - values) / (jnp.var(targets) + 1e-8)
+            learner, inner, flatten(batch), key,
+            num_epochs=num_epochs, num_minibatches=num_minibatches, target_kl=target_kl,
+        )  # fmt: skip
+        metrics["explained_variance"] = explained_variance(values, targets)
         if normalize_observations:
             rows = steps.observations.reshape(-1, *environment.observation_space.shape)
             state = state.replace(moments=update_moments(state.moments, rows))
         return state.replace(step=state.step + 1, params=inner.params, opt_state=inner.opt_state), metrics
 
     return PPOParts(init, take_steps, improve)
+
+
+def surrogate_loss(
+    distribution: Any,
+    values: Array,
+    batch: Batch,
+    *,
+    clip_epsilon: ArrayLike,
+    value_clip_epsilon: ArrayLike | None = None,
+    value_coefficient: ArrayLike = 0.5,
+    entropy_coefficient: ArrayLike = 0.0,
+    normalize_advantages: bool = True,
+) -> tuple[Array, Metrics]:
+    """What PPO descends on a minibatch, and its parts:
+
+    loss = mean ppo_policy_loss + value_coefficient mean ppo_value_loss - entropy_coefficient mean entropy
+
+    Args:
+        distribution, values: the policy (batch shape [...]) and values [...] now, at the batch's observations.
+        value_clip_epsilon: clips value changes too, in units of (scaled) return; None: not.
+        normalize_advantages: to mean 0 and deviation 1 in the minibatch.
+    """
+    log_probs, advantages = distribution.log_prob(batch.actions), batch.advantages
+    if normalize_advantages:
+        advantages = (advantages - jnp.mean(advantages)) / (jnp.std(advantages) + 1e-8)
+    policy_loss = jnp.mean(ppo_policy_loss(log_probs, batch.log_probs, advantages, clip_epsilon=clip_epsilon))
+    value_loss = jnp.mean(ppo_value_loss(values, batch.values, batch.targets, clip_epsilon=value_clip_epsilon))
+    entropy = jnp.mean(distribution.entropy())
+    log_ratio = log_probs - batch.log_probs
+    metrics = {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        # The samples are the acting policy's, so the KL from it has the ratio upside down.
+        "approx_kl": jnp.mean(kl_k3(-log_ratio)),
+        "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > clip_epsilon, dtype=log_ratio.dtype),
+    }
+    return policy_loss + value_coefficient * value_loss - entropy_coefficient * entropy, metrics
 
 
 def see(state: PPOState, observations: Array) -> Array:
@@ -278,7 +300,7 @@ def epochs(
 
 
 def experience(steps: Steps) -> Metrics:
-    """What a rollout [T, N] of `episode_statistics` says: mean reward, and return and length of the episodes that ended."""
+    """What a rollout [T, N] of `episode_statistics` says: mean reward, return and length of the episodes that ended."""
     done = steps.done
     ended = jnp.sum(done, dtype=jnp.float32)
 
@@ -293,6 +315,11 @@ def experience(steps: Steps) -> Metrics:
     }
 
 
+def explained_variance(values: Array, targets: Array) -> Array:
+    """1 - var(targets - values) / var(targets) of [...]: 1 is a perfect value function, 0 a constant one."""
+    return 1.0 - jnp.var(targets - values) / (jnp.var(targets) + 1e-8)
+
+
 def ppo_optimizer(
     learning_rate: ArrayLike, *, max_gradient_norm: ArrayLike = 0.5, anneal_over: int | None = None
 ) -> optax.GradientTransformation:
@@ -302,6 +329,13 @@ def ppo_optimizer(
     """
     rate = learning_rate if anneal_over is None else optax.linear_schedule(learning_rate, 0.0, anneal_over)
     return optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(rate, eps=1e-5))
+
+
+def _check_sizes(num_envs: int, num_steps: int, num_minibatches: int) -> None:
+    if (num_envs * num_steps) % num_minibatches:
+        raise ValueError(
+            f"ppo: num_envs={num_envs} x num_steps={num_steps} steps do not split into {num_minibatches} minibatches"
+        )
 
 
 def _check_model(environment: Environment, model: ActorCritic) -> None:

@@ -1,4 +1,4 @@
-"""What can still be attained from a state, and how far two states differ in that: the deviation measures of side effects.
+"""What can still be attained from a state, and how states differ in that: the deviation measures of side effects.
 
 A deviation is a matrix [S, S]: deviation[x, y] says how bad it is to be in x where one is compared with being in y.
 Scales: reachabilities are in [0, 1]. Attainable values are (1 - discount) V, in units of the auxiliary reward per step

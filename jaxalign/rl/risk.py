@@ -101,7 +101,7 @@ def cvar_advantages(returns: ArrayLike, *, alpha: ArrayLike) -> Array:
 
     min(returns - value_at_risk(returns, alpha), 0) / alpha, so that mean_i advantages[i] grad log p_i estimates
     grad CVaR (its bias is of order 1 / N). Only the worst alpha N trajectories teach, so it needs N well above
-    1 / alpha. Tamar, Glassner & Mannor (2015), "Optimizing the CVaR via sampling", arXiv:1404.3862, eq. 8.
+    1 / alpha. Tamar, Glassner & Mannor (2015), "Optimizing the CVaR via sampling", arXiv:1404.3862.
 
     alpha: in (0, 1], as for `cvar_objective`. Raises ValueError, outside jit, where it is not.
     """

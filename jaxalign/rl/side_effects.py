@@ -6,14 +6,25 @@ that doing nothing just now would have led to. The first two are not functions o
 whose state is (s, b). Scale: a penalty is in the units of its deviation, per step, neither averaged nor discounted.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.mdp import SparseTransition, TabularMDP, action_reward, expected_return, sparse_transition, value_iteration
-from jaxalign.types import Array, ArrayLike
+from jaxalign.mdp import SparseTransition, TabularMDP, occupancy_measure, sparse_transition, value_iteration
+from jaxalign.rl.reachability import (
+    attainable_utilities,
+    inaction_rollout,
+    reachability,
+    relative_reachability,
+    scale_by_baseline,
+    unreachability,
+    value_difference,
+)
+from jaxalign.types import Array, ArrayLike, Key
 
 
 class Baseline(NamedTuple):
@@ -64,12 +75,12 @@ def side_effect_penalty(baseline: Baseline, deviation: Array) -> Array:
 
 
 def penalized_reward(baseline: Baseline, reward: Array, penalty: Array, *, coefficient: ArrayLike) -> Array:
-    """reward[state[x], a] - coefficient * penalty[x, a], for the MDP of the baseline; reward [S, A] -> [S', A]."""
+    """reward[state[x], a] - coefficient * penalty[x, a], for the baseline's MDP; [S, A] and [S', A] -> [S', A]."""
     return reward[baseline.state] - coefficient * penalty
 
 
 class Judged(NamedTuple):
-    """What a plan for a penalised reward is worth, undiscounted sums over an episode, scalars.
+    """What a plan for a penalised reward is worth, undiscounted sums over an episode, scalars (or [C]).
 
     reward: what the task pays it
     performance: what it is worth by the world's hidden performance
@@ -81,29 +92,98 @@ class Judged(NamedTuple):
     penalty: Array
 
 
+@functools.partial(jax.jit, static_argnames="horizon")
 def judge_penalty(
-    baseline: Baseline, reward: Array, performance: Array, penalty: Array, *, coefficient: ArrayLike, horizon: int
+    baseline: Baseline, deviation: Array, reward: Array, performance: Array, *, coefficient: ArrayLike, horizon: int
 ) -> Judged:
     """Plan for the penalised reward over `horizon` steps with the MDP's discount, and see what comes of the plan.
 
-    reward, performance: [S, A]; penalty: [S', A]. For a curve over coefficients [C] see `penalty_sweep`.
+    deviation: [S, S]; reward, performance: [S, A]. Jitted, as planners are.
     """
+    penalty = side_effect_penalty(baseline, deviation)
     paid = penalized_reward(baseline, reward, penalty, coefficient=coefficient)
-    plan = value_iteration(baseline.mdp, paid, horizon=horizon)
-    undiscounted = baseline.mdp.replace(discount=jnp.ones_like(baseline.mdp.discount))
-    lifted = (reward[baseline.state], performance[baseline.state], penalty)
-    return Judged(*(expected_return(undiscounted, jnp.log(plan.policy), each) for each in lifted))
+    policy = value_iteration(baseline.mdp, paid, horizon=horizon).policy
+    visits = occupancy_measure(baseline.mdp.replace(discount=jnp.ones_like(baseline.mdp.discount)), jnp.log(policy))
+    of_state = (reward[baseline.state], performance[baseline.state], penalty)
+    return Judged(*(jnp.sum(visits * each) for each in of_state))
 
 
 def penalty_sweep(
-    baseline: Baseline, reward: Array, performance: Array, penalty: Array, coefficients: ArrayLike, *, horizon: int
+    baseline: Baseline, deviation: Array, reward: Array, performance: Array, coefficients: ArrayLike, *, horizon: int
 ) -> Judged:
-    """`judge_penalty` at every coefficient [C], planned together; arrays [C]."""
-    return jax.vmap(
-        lambda coefficient: judge_penalty(
-            baseline, reward, performance, penalty, coefficient=coefficient, horizon=horizon
-        )
-    )(jnp.asarray(coefficients))
+    """`judge_penalty` at every coefficient [C], planned together: a curve of arrays [C]."""
+    judge = functools.partial(judge_penalty, baseline, deviation, reward, performance, horizon=horizon)
+    return jax.vmap(lambda coefficient: judge(coefficient=coefficient))(jnp.asarray(coefficients))
+
+
+class Design(NamedTuple):
+    """A penalty: what is compared with what. deviation: [S, S]."""
+
+    baseline: Baseline
+    deviation: Array
+
+
+def attainable_utility_designs(
+    key: Key, mdp: TabularMDP, *, noop: int, num_rewards: int = 30, discount: ArrayLike = 0.996
+) -> dict[str, Design]:
+    """Attainable utility preservation and its ablations (Turner et al., 2020, section 4) for the S states of `mdp`.
+
+    The auxiliary rewards are uniform on [0, 1], one number per state. All deviations are shares of what the baseline
+    can attain (`scale_by_baseline`). All but "model-free" compare after an `inaction_rollout`, the starting state's own
+    values excepted. discount: of the auxiliary values and of the rollouts.
+    """
+    auxiliary = jax.random.uniform(key, (num_rewards, mdp.num_states), mdp.initial.dtype)
+    now, later, lost = _attainable_utility_deviations(mdp, auxiliary, discount, noop)
+    stepwise, start = stepwise_inaction(mdp, noop=noop), starting_state(mdp)
+    return {
+        "AUP": Design(stepwise, later[0]),
+        "model-free": Design(stepwise, now),
+        "starting state": Design(start, later[1]),
+        "inaction": Design(inaction(mdp, noop=noop), later[0]),
+        "decrease": Design(stepwise, lost),
+    }
+
+
+def reachability_designs(mdp: TabularMDP, *, noop: int, discount: ArrayLike = 0.99) -> dict[str, Design]:
+    """Unreachability and relative reachability with each baseline (Krakovna et al., 2019, section 4); S states.
+
+    Relative reachability from the stepwise baseline is after an `inaction_rollout`. discount: of reachabilities and
+    of that rollout.
+    """
+    deviations = dict(zip(("unreachability", "relative reachability"), _reach(mdp, discount, noop), strict=True))
+    baselines = {
+        "starting state": starting_state(mdp),
+        "inaction": inaction(mdp, noop=noop),
+        "stepwise": stepwise_inaction(mdp, noop=noop),
+    }
+    return {
+        f"{measure}, {name}": Design(baseline, deviation[name == "stepwise"])
+        for measure, deviation in deviations.items()
+        for name, baseline in baselines.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _attainable_utility_deviations(
+    mdp: TabularMDP, auxiliary: Array, discount: ArrayLike, noop: int
+) -> tuple[Array, tuple[Array, Array], Array]:
+    """Now, later (with the baseline's values later, and now), and what is lost later."""
+    now = attainable_utilities(mdp, auxiliary, discount=discount).T
+    later = inaction_rollout(mdp, now, noop=noop, discount=discount)
+
+    def share(values: Array, base: Array, summary: Callable[[Array], Array] = jnp.abs) -> Array:
+        return scale_by_baseline(value_difference(values, base, summary=summary), base)
+
+    return share(now, now), (share(later, later), share(later, now)), share(later, later, jax.nn.relu)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _reach(mdp: TabularMDP, discount: ArrayLike, noop: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """(without, with) a rollout: unreachability, which has none, and relative reachability."""
+    reach = reachability(mdp, discount=discount)
+    later = inaction_rollout(mdp, reach, noop=noop, discount=discount)
+    alone = unreachability(reach)
+    return (alone, alone), (relative_reachability(reach), relative_reachability(later))
 
 
 def _doing_nothing(mdp: TabularMDP, noop: int, name: str) -> np.ndarray:

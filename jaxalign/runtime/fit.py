@@ -205,7 +205,9 @@ class _Run:
             at, name, value = bad
             if self._log is not None:
                 self._log.write(first, metrics, at + 1)
-            raise self._non_finite(f"metric {name!r} is {value} at step {first + at}", first + at, name)
+            rest = [n for n, x in metrics.items() if n != name and _first_non_finite({n: x[at : at + 1]}, self._nan_ok)]
+            others = f" (so {'is' if len(rest) == 1 else 'are'} {', '.join(rest)})" if rest else ""
+            raise self._non_finite(f"metric {name!r} is {value} at step {first + at}{others}", first + at, name)
         if self._log is not None:
             self._log.write(first, metrics, count)
         if parameter := self._non_finite_parameter(state):

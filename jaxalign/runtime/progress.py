@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
+SHOWN = ("evaluation/return", "loss")  # the first of these that there is
 Tokens = int | Callable[[int], int]
 
 
 class TrainingProgress:
-    """Steps done of `steps`, the loss, steps or tokens per second since the last update, and the time left.
+    """Steps done of `steps`, the return or loss, steps or tokens per second since the last update, and the time left.
 
     console: where to; None shows nothing. A console that is not a terminal gets at most one line in ten seconds,
     beside the first and the last.
@@ -77,6 +78,6 @@ class TrainingProgress:
 
 
 def _latest(metrics: Mapping[str, Any]) -> list[str]:
-    """The newest loss (or first metric), the mean over lanes if there are any."""
-    name = "loss" if "loss" in metrics else next(iter(metrics), None)
+    """The newest of `SHOWN` (or of the first metric), the mean over lanes if there are any."""
+    name = next((n for n in SHOWN if n in metrics), next(iter(metrics), None))
     return [] if name is None else [f"{name} {float(np.mean(np.asarray(metrics[name][-1], np.float64))):.4g}"]

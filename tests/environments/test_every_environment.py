@@ -36,6 +36,7 @@ FACTORIES = {
     "tabular_environment": lambda: tabular_environment(gridworld(2, 2, goal=3), jnp.ones(4), max_steps=5),
     "token_mdp": lambda: token_mdp(lambda tokens, mask: mask.sum(), **LENGTHS),
 }
+KEY = jax.random.key(0)
 WRAPPERS = {"auto_reset", "clip_actions", "episode_statistics", "rescale_actions", "time_limit"}  # test_wrappers.py
 OTHERS = {"from_gymnax"}  # test_gymnax_adapter.py
 
@@ -45,46 +46,60 @@ def environment(request) -> Environment:
     return FACTORIES[request.param]()
 
 
-def test_keeps_the_protocol(environment):
+@pytest.fixture(scope="module")
+def run(environment):
+    """key, actions [T, ...] -> TimeSteps [T], jitted, without resets."""
+
+    @jax.jit
+    def run(key, actions):
+        first, state = environment.reset(key)
+
+        def advance(state, action):
+            new = environment.step(key, state, action)
+            return new.state, (new._replace(state=None), environment.observation_space.contains(new.observation))
+
+        return environment.observation_space.contains(first), jax.lax.scan(advance, state, actions)[1]
+
+    return run
+
+
+def test_keeps_the_protocol_also_in_a_batch(environment):
     check_environment(environment)
-    observation, state = jax.eval_shape(environment.reset, jax.random.key(0))
-    new = jax.eval_shape(environment.step, jax.random.key(0), state, jax.eval_shape(environment.action_space.sample, jax.random.key(0)))
+    observation, state = jax.eval_shape(environment.reset, KEY)
+    action = jax.eval_shape(environment.action_space.sample, KEY)
+    new = jax.eval_shape(environment.step, KEY, state, action)
     assert not [x for x in jax.tree.leaves((state, new.state, new.reward, observation)) if x.weak_type]
     assert observation.dtype == new.observation.dtype == environment.observation_space.dtype
 
-
-def test_random_episodes_stay_in_their_space(environment):
     batch = batched(episode_statistics(environment), 3)
+    observation, state = jax.eval_shape(batch.reset, KEY)
+    actions = jax.ShapeDtypeStruct((3, *action.shape), action.dtype)
+    new = jax.eval_shape(batch.step, KEY, state, actions)
+    assert observation.shape == new.observation.shape == (3, *environment.observation_space.shape)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), new.state)
 
-    @jax.jit
-    def run(key):
-        reset_key, key = jax.random.split(key)
 
-        def advance(state, key):
-            action_key, step_key = jax.random.split(key)
-            new = batch.step(step_key, state, jax.vmap(batch.action_space.sample)(jax.random.split(action_key, 3)))
-            inside = jax.vmap(batch.observation_space.contains)(new.observation)
-            return new.state, (new._replace(state=None), inside)
-
-        return jax.lax.scan(advance, batch.reset(reset_key)[1], jax.random.split(key, 60))[1]
-
-    steps, inside = run(jax.random.key(0))
+def test_observations_stay_in_their_space_and_keys_decide_all(environment, run):
+    space, draw = environment.action_space, np.random.default_rng(0)
+    if isinstance(space, Discrete):
+        actions = draw.integers(0, space.size, 3).astype(np.int32)
+    else:
+        actions = draw.uniform(space.low, space.high, (3, *space.shape)).astype(np.float32)
+    first, (steps, inside) = run(KEY, actions)
+    assert first
     assert inside.all()
     assert np.isfinite(steps.reward).all()
-    again, _ = run(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, steps, again)
+    jax.tree.map(np.testing.assert_array_equal, run(KEY, actions)[1][0], steps)
 
 
-def test_an_action_that_is_none_is_named_and_under_jit_pays_nan(environment):
-    _, state = environment.reset(jax.random.key(0))
+def test_an_action_that_is_none_is_named_and_under_jit_pays_nan(environment, run):
     space = environment.action_space
-    wrong = jnp.asarray(space.size, jnp.int32) if isinstance(space, Discrete) else jnp.full(space.shape, jnp.nan)
-    with pytest.raises(ValueError, match=r"action .* is not in"):
-        environment.step(jax.random.key(0), state, wrong)
-    with pytest.raises(ValueError, match="an action must have shape"):
-        environment.step(jax.random.key(0), state, jnp.zeros((2, 2), jnp.int32))
-    new = jax.jit(environment.step)(jax.random.key(0), state, wrong)
-    assert np.isnan(new.reward)
+    wrong = np.int32(space.size) if isinstance(space, Discrete) else np.full(space.shape, np.nan, np.float32)
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(environment.reset, KEY)[1])
+    for action, message in ((wrong, r"action .* is not in"), (np.zeros((2, 2), np.int32), "an action must have shape")):
+        with pytest.raises(ValueError, match=message):
+            environment.step(KEY, state, action)
+    assert np.isnan(run(KEY, np.stack([wrong] * 3))[1][0].reward).all()
 
 
 def test_no_factory_is_left_out():

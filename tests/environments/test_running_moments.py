@@ -15,15 +15,15 @@ update = jax.jit(update_moments)
 
 def test_by_hand():
     assert doctest.testmod(running_moments).failed == 0
-    moments = update_moments(init_moments(), jnp.array([1.0, 3.0]))
-    moments = update_moments(moments, jnp.array([8.0]))  # members 1, 3, 8
+    moments = update(init_moments(), jnp.array([1.0, 3.0]))
+    moments = update(moments, jnp.array([8.0]))  # members 1, 3, 8
     np.testing.assert_allclose((moments.count, moments.mean, moments.variance), (3.0, 4.0, 26.0 / 3.0), rtol=1e-6)
     np.testing.assert_allclose(normalize(moments, 8.0), 4.0 / np.sqrt(26.0 / 3.0), rtol=1e-6)
     assert normalize(moments, 1e6) == 10.0
     assert normalize(moments, -1e6, clip=2.0) == -2.0
 
 
-@pytest.mark.parametrize("axes", [(), (6,), (3, 2)])
+@pytest.mark.parametrize("axes", [(), (3, 2)])
 def test_any_leading_axes_agree_with_numpy_in_float64(axes):
     data = np.random.default_rng(0).normal(2.0, 3.0, (7, *axes, 2, 3)).astype(np.float32)
     moments = init_moments((2, 3))
@@ -50,12 +50,12 @@ def test_large_means_keep_the_variance_in_float32():
 
 
 def test_a_long_scan_one_by_one_stays_exact():
-    data = jax.random.normal(jax.random.key(0), (20_000, 2)) + jnp.array([[100.0, 0.0]])
+    data = np.random.default_rng(0).normal((100.0, 0.0), size=(20_000, 2)).astype(np.float32)
     moments, _ = jax.lax.scan(lambda m, x: (update_moments(m, x), None), init_moments((2,)), data)
     at_once = update(init_moments((2,)), data)
     np.testing.assert_allclose(moments.mean, at_once.mean, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(moments.variance, at_once.variance, rtol=1e-3)
-    np.testing.assert_allclose(at_once.variance, np.var(np.asarray(data, np.float64), axis=0), rtol=1e-5)
+    np.testing.assert_allclose(at_once.variance, np.var(data.astype(np.float64), axis=0), rtol=1e-5)
 
 
 def test_masked_members_do_not_count_whatever_they_hold():
@@ -71,20 +71,20 @@ def test_masked_members_do_not_count_whatever_they_hold():
 def test_nothing_seen_changes_nothing_and_what_is_constant_is_zero():
     x = jnp.array([0.5, -3.0])
     np.testing.assert_allclose(normalize(init_moments((2,)), x), x, rtol=1e-6)
-    constant = update(init_moments((2,)), jnp.tile(x, (5, 1)))
+    constant = update(init_moments((2,)), np.tile(x, (5, 1)))
     np.testing.assert_array_equal(normalize(constant, x), 0.0)
 
 
 def test_vmap_float64_and_integers():
-    data = jax.random.normal(jax.random.key(2), (3, 5, 2))
-    lanes = jax.vmap(lambda x: update_moments(init_moments((2,)), x))(data)
-    alone = update_moments(init_moments((2,)), data[1])
+    data = np.random.default_rng(2).normal(size=(3, 5, 2)).astype(np.float32)
+    lanes = jax.jit(jax.vmap(lambda x: update_moments(init_moments((2,)), x)))(data)
+    alone = update(init_moments((2,)), data[1])
     np.testing.assert_allclose(lanes.variance[1], alone.variance, rtol=1e-6)
-    integers = update_moments(init_moments(), jnp.array([1, 3]))
+    integers = update(init_moments(), np.array([1, 3]))
     assert integers.mean == 2.0
     with jax.enable_x64(True):
         exact = 1e9 + np.random.default_rng(1).normal(size=100)
-        moments = update_moments(init_moments(), exact)
+        moments = update(init_moments(), exact)
         assert moments.variance.dtype == jnp.float64
         np.testing.assert_allclose(moments.variance, exact.var(), rtol=1e-6)
 

@@ -157,7 +157,8 @@ def test_key_door_needs_the_key():
     there = follow(key_door(length), [0, 0, 1, 1, 1, 1])  # L // 2 + L - 1 steps
     np.testing.assert_array_equal(there.reward, [0, 0, 0, 0, 0, 1])
     np.testing.assert_array_equal(there.terminated, [False] * 5 + [True])
-    np.testing.assert_array_equal(np.argwhere(there.observation)[:, 1:], [[0, 1], [1, 0], [1, 1], [1, 2], [1, 3], [1, 4]])
+    places = [[0, 1], [1, 0], [1, 1], [1, 2], [1, 3], [1, 4]]  # has key, cell
+    np.testing.assert_array_equal(np.argwhere(there.observation)[:, 1:], places)
     idle = follow(key_door(length), [1, 0] * 8)
     np.testing.assert_array_equal(idle.truncated, [False] * 14 + [True, True])
     with pytest.raises(ValueError, match="length"):

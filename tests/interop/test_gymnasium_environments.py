@@ -72,23 +72,15 @@ def test_steps_under_jit_and_scan_come_in_order(counter):
     assert run(jax.random.key(1))[0][0, 0] != seen[0, 0]
 
 
-@pytest.mark.parametrize("several", ["batched", "vmap of auto_reset"])
-def test_a_batch_keeps_its_members_apart(several):
-    environment = episode_statistics(from_gymnasium(Counter, pool=8))
-    if several == "batched":
-        batch = batched(environment, 4)
-        reset, step = batch.reset, batch.step
-    else:
-        one = auto_reset(environment)
-        reset = lambda key: jax.vmap(one.reset)(jax.random.split(key, 4))  # noqa: E731
-        step = lambda key, state, actions: jax.vmap(one.step)(jax.random.split(key, 4), state, actions)  # noqa: E731
+def test_a_batch_keeps_its_members_apart(counter):
+    batch = batched(episode_statistics(counter), 4)
 
     @jax.jit
     def run(key):
-        first, state = reset(key)
+        first, state = batch.reset(key)
 
         def advance(state, key):
-            new = step(key, state, jnp.array([0, 1, 2, 2]))
+            new = batch.step(key, state, jnp.array([0, 1, 2, 2]))
             return new.state, new._replace(state=None)
 
         return first, jax.lax.scan(advance, state, jax.random.split(key, 40))[1]
@@ -105,6 +97,25 @@ def test_a_batch_keeps_its_members_apart(several):
         seed, elapsed = np.where(done, steps.observation[t, :, 0], seed), np.where(done, 0.0, elapsed)
         np.testing.assert_array_equal(steps.observation[t], np.stack([seed, elapsed], 1))
     assert steps.terminated.sum() > 10
+
+
+def test_one_environment_resets_itself_and_seeds_follow_one_another(counter):
+    one = auto_reset(counter)
+
+    @jax.jit
+    def run(keys):
+        def lengths(key):
+            def advance(state, key):
+                new = one.step(key, state, 1)
+                return new.state, (new.terminated, new.info["final_observation"])
+
+            return jax.lax.scan(advance, one.reset(key)[1], jax.random.split(key, 30))[1]
+
+        return jax.lax.map(lengths, keys)  # JAX cannot vmap a cond with a callback in it
+
+    ended, seen = run(jax.random.split(KEY, 2))
+    np.testing.assert_array_equal(ended, seen[..., 1] >= seen[..., 0] % 10 + 2)
+    assert (ended.sum(1) >= 2).all()
 
 
 def test_nested_vmap_and_actions_that_are_shared(counter):

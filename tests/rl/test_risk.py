@@ -102,7 +102,7 @@ def test_advantages_give_the_gradient_of_cvar():
 
 
 def test_the_objective_trains_for_the_tail():
-    """A prediction c of skewed y with absolute loss: the mean wants the median, the worst fifth wants the middle."""
+    """A prediction of skewed y with absolute loss: the mean wants the median, the worst quarter wants the middle."""
     y = jnp.concatenate([jnp.zeros(80), jnp.full(20, 10.0)])
 
     def descend(objective):
@@ -111,7 +111,7 @@ def test_the_objective_trains_for_the_tail():
 
     loss = lambda p: jnp.abs(y - p[0])  # noqa: E731
     assert abs(descend(loss)[0]) < 0.1
-    close(descend(lambda p: cvar_objective(loss(p), p[1], alpha=0.5))[0], 5.0, atol=0.6)
+    close(descend(lambda p: cvar_objective(loss(p), p[1], alpha=0.25))[0], 5.0, atol=0.3)
 
 
 def layered(first, second, pays):
@@ -142,7 +142,7 @@ def nested_and_static(alpha, first, second, pays):
 def test_nested_and_static_risk():
     """A tail of tails is often the lower, but not where the bad luck lies in a branch that is good on average."""
     often = nested_and_static(0.5, [0.5, 0.5], [[0.1, 0.9], [0.5, 0.5]], [[-10, 0], [-1, -1]])
-    close(often, [-2.0, -1.9, -4.6, -1.0])
+    close(often, [-2.0, -1.9, -2.8, -1.0])
     rarely = nested_and_static(0.5, [0.5, 0.5], [[0.05, 0.95], [0.5, 0.5]], [[-10, 0], [-1, -1]])
     close(rarely, [-1.0, -1.45, -1.9, -0.75])
     random = np.random.default_rng(3)
@@ -162,9 +162,15 @@ def test_static_risk_of_a_policy_by_simulation():
     close(cvar(coins @ jnp.asarray(0.9 ** np.arange(6), jnp.float32), 0.1), exact, atol=0.02)
 
 
-def test_tail_risk():
-    returns = jax.random.normal(KEY, (500,))
-    risk = jax.jit(lambda key, x: tail_risk(key, x, alphas=(0.05, 0.2), threshold=-1.0, resamples=300))(KEY, returns)
+@pytest.fixture(scope="module")
+def measured():
+    """tail_risk at two alphas, compiled once per shape."""
+    return jax.jit(lambda x, threshold: tail_risk(KEY, x, alphas=(0.05, 0.2), threshold=threshold, resamples=300))
+
+
+def test_tail_risk(measured):
+    returns = jax.random.normal(KEY, (400,))
+    risk = measured(returns, -1.0)
     close(risk.mean.value, returns.mean())
     close(risk.cvar.value, [cvar(returns, 0.05), cvar(returns, 0.2)])
     close(risk.value_at_risk.value, [value_at_risk(returns, 0.05), value_at_risk(returns, 0.2)])
@@ -172,19 +178,19 @@ def test_tail_risk():
     for interval in (risk.mean, risk.value_at_risk, risk.cvar, risk.below):
         assert np.all(interval.low <= interval.value) and np.all(interval.value <= interval.high)
         assert np.all(interval.low < interval.high)
-    wilson = scipy.stats.binomtest(int((returns < -1.0).sum()), 500).proportion_ci(method="wilson")
+    wilson = scipy.stats.binomtest(int((returns < -1.0).sum()), 400).proportion_ci(method="wilson")
     assert risk.below.low <= wilson.low + 1e-5 and risk.below.high >= wilson.high - 1e-5
-    none = tail_risk(KEY, returns, threshold=-100.0, resamples=20).below
-    close(none, [0.0, 0.0, scipy.stats.binomtest(0, 500).proportion_ci(method="wilson").high], atol=1e-6)
+    none = measured(returns, -100.0).below
+    close(none, [0.0, 0.0, scipy.stats.binomtest(0, 400).proportion_ci(method="wilson").high], atol=1e-6)
 
 
-def test_seeds_are_resampled_whole():
+def test_seeds_are_resampled_whole(measured):
     seeds = jnp.repeat(jax.random.normal(KEY, (8, 1)), 50, axis=1)  # all episodes of a seed alike
-    by_seed = tail_risk(KEY, seeds, resamples=300).mean
-    pooled = tail_risk(KEY, seeds.reshape(-1), resamples=300).mean
-    assert by_seed.value == pooled.value
+    by_seed = measured(seeds, 0.0).mean
+    pooled = measured(seeds.reshape(-1), 0.0).mean
+    close(by_seed.value, pooled.value)
     assert by_seed.high - by_seed.low > 4 * (pooled.high - pooled.low)
-    broken = tail_risk(KEY, seeds.at[0, 0].set(jnp.nan), resamples=20)
+    broken = measured(seeds.at[0, 0].set(jnp.nan), 0.0)
     assert all(np.isnan(x).all() for x in jax.tree.leaves((broken.mean, broken.cvar, broken.below, broken.worst)))
     with pytest.raises(ValueError, match="tail_risk: returns must be"):
         tail_risk(KEY, jnp.zeros((2, 3, 4)))

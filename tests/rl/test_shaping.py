@@ -26,11 +26,13 @@ S, A = 5, 3
 @jax.jit
 def plans(mdp, reward):
     hard, soft = value_iteration(mdp, reward), soft_value_iteration(mdp, reward, temperature=0.7)
-    return hard.value, hard.q, soft.value, soft.log_policy, policy_evaluation(mdp, jnp.full((S, A), -jnp.log(3.0)), reward)
+    of_uniform = policy_evaluation(mdp, jnp.full((S, A), -jnp.log(3.0)), reward)
+    return hard.value, hard.q, soft.value, soft.log_policy, of_uniform
 
 
 def test_by_hand():
-    found = potential_based_shaping([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [10.0, 10.0, np.nan], [False, True, True], discount=0.5)
+    after, terminated = np.array([10.0, 10.0, np.nan]), np.array([False, True, True])
+    found = potential_based_shaping(np.ones(3), np.full(3, 2.0), after, terminated, discount=0.5)
     np.testing.assert_allclose(found, [4.0, -1.0, -1.0])  # a terminal state's potential is not even looked at
 
 
@@ -89,7 +91,8 @@ def test_a_bonus_for_approaching_is_farmed_and_its_potential_is_not():
     closeness = jnp.arange(4.0)
     right, left = 1, 3
     approach = jnp.zeros((4, 4)).at[:3, right].set(1.0)
-    farmed, shaped = (value_iteration(mdp, r).policy for r in (reward + approach, shaped_reward(mdp, reward, closeness)))
+    rewards = (reward + approach, shaped_reward(mdp, reward, closeness))
+    farmed, shaped = (value_iteration(mdp, r).policy for r in rewards)
     assert farmed[2, left] == 1.0  # turns away from the goal, to be paid for coming back
     np.testing.assert_array_equal(shaped[:3].argmax(-1), right)
 

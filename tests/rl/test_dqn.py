@@ -1,0 +1,136 @@
+"""DQN finds the optimal values of a small MDP through time limits, keeps its buffer in place, and learns CartPole."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxalign import Network, train
+from jaxalign.environments.cartpole import cartpole
+from jaxalign.environments.pendulum import pendulum
+from jaxalign.environments.tabular import tabular_environment
+from jaxalign.mdp.gridworlds import gridworld
+from jaxalign.mdp.planning import value_iteration
+from jaxalign.rl.dqn import Transitions, double_q_targets, dqn, empty_replay, greedy, q_network, recall, remember
+from jaxalign.rl.rollout import evaluate
+
+DISCOUNT = 0.8
+SIZES = {"num_envs": 4, "num_steps": 8, "num_updates": 8, "replay_size": 512, "warmup": 256}
+
+
+def grid():
+    """A 2 x 3 grid whose moves cost 1 until the goal, cut off after 3 steps, which do not reach it from everywhere."""
+    mdp = gridworld(2, 3, goal=5, discount=DISCOUNT)
+    reward = -jnp.ones((6, 5))
+    return mdp, reward, tabular_environment(mdp, reward, observe="index", max_steps=3)
+
+
+def table(states, actions):
+    return Network(lambda key: {"q": jnp.zeros((states, actions))}, lambda params, seen: params["q"][seen])
+
+
+@pytest.fixture(scope="module")
+def learner():
+    """The algorithm on the grid, its jitted init, and its step compiled with the state donated."""
+    algorithm = dqn(
+        grid()[2], table(6, 5), optax.adam(0.05), **SIZES, discount=DISCOUNT, epsilon_end=0.5, epsilon_steps=64 * 32
+    )
+    init = jax.jit(algorithm.init)
+    step = jax.jit(algorithm.step, donate_argnums=0).lower(jax.eval_shape(init, jax.random.key(0)), None).compile()
+    return algorithm, init, step
+
+
+def test_finds_the_optimal_values_through_truncation(learner):
+    mdp, reward, _ = grid()
+    algorithm, _, _ = learner
+    state, metrics = jax.jit(functools.partial(train, algorithm, length=200))(jax.random.key(0), None)
+    plan = value_iteration(mdp, reward)
+    # An episode is cut after 3 steps, so values beyond -2.44 are only found if the cut is not taken for an end.
+    assert plan.q[:5].min() < -2.5
+    np.testing.assert_allclose(state.params["q"][:5], plan.q[:5], atol=0.02)
+    assert np.isfinite(metrics["loss"]).all()
+    assert metrics["loss"][-1] < 1e-3
+    assert metrics["episodes"].sum() > 1000
+    np.testing.assert_allclose(metrics["epsilon"][[0, 32, 64, 199]], [1.0, 0.75, 0.5, 0.5], rtol=1e-6)
+
+
+def test_the_state_is_donated_and_the_buffer_written_in_place(learner):
+    _, init, step = learner
+    state = init(jax.random.key(0))
+    assert state.replay.written == SIZES["warmup"]
+    buffer = state.replay.rows.observations
+    before, place = np.asarray(buffer).copy(), buffer.unsafe_buffer_pointer()
+    # Copies, for NumPy's view of a CPU buffer would keep it from being donated.
+    del buffer
+    state, _ = step(state, None)
+    assert state.replay.written == SIZES["warmup"] + 32
+    assert state.replay.rows.observations.unsafe_buffer_pointer() == place
+    after = np.asarray(state.replay.rows.observations)
+    np.testing.assert_array_equal(np.flatnonzero(after != before) // 32, 256 // 32)
+    np.testing.assert_array_equal(after[:256], before[:256])
+
+
+def test_the_state_keeps_its_type_and_seeds_differ(learner):
+    algorithm, init, _ = learner
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    new, metrics = jax.eval_shape(algorithm.step, state, None)
+    as_types = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+    assert as_types(state) == as_types(new)
+    assert not any(x.weak_type for x in jax.tree.leaves(state))
+    assert all(x.shape == () for x in metrics.values())
+    a, b = (init(jax.random.key(seed)).replay.rows.actions for seed in (0, 1))
+    assert (np.asarray(a) != np.asarray(b)).any()
+
+
+def test_replay_is_a_ring_and_only_what_was_written_is_drawn():
+    def rows(start):
+        x = jnp.arange(start, start + 2.0)
+        return Transitions(x[:, None], x.astype(int), x, x[:, None], x > 2)
+
+    replay = empty_replay(rows(1), 6)
+    write, draw = jax.jit(remember), jax.jit(recall, static_argnums=2)
+    for start in (1.0, 3.0):
+        replay = write(replay, rows(start))
+    np.testing.assert_array_equal(np.unique(draw(jax.random.key(0), replay, 100).rewards), [1, 2, 3, 4])
+    for start in (5.0, 7.0):
+        replay = write(replay, rows(start))
+    np.testing.assert_array_equal(replay.rows.rewards, [7, 8, 3, 4, 5, 6])
+    drawn = draw(jax.random.key(0), replay, 100)
+    np.testing.assert_array_equal(np.unique(drawn.rewards), [3, 4, 5, 6, 7, 8])
+    np.testing.assert_array_equal(drawn.observations[:, 0], drawn.rewards)
+    np.testing.assert_array_equal(drawn.terminated, drawn.rewards > 2)
+
+
+def test_double_q_targets():
+    q, target_q = np.array([[0.0, 1.0], [3.0, 2.0]]), np.array([[9.0, 4.0], [5.0, 8.0]])
+    rewards, terminated = np.array([1.0, 1.0]), np.array([False, True])
+    targets = jax.jit(double_q_targets)
+    np.testing.assert_allclose(targets(rewards, terminated, q, target_q, discount=0.5), [3.0, 1.0])
+    # With one network it is plain Q-learning.
+    np.testing.assert_allclose(targets(rewards, 0 * rewards, target_q, target_q, discount=0.5), [5.5, 5.0])
+    assert np.isfinite(targets(rewards, np.array([0, 1]), q, target_q * [[1], [np.nan]], discount=0.5)).all()
+
+
+def test_what_does_not_fit_is_named():
+    environment = grid()[2]
+    with pytest.raises(ValueError, match="warmup=100"):
+        dqn(environment, table(6, 5), optax.sgd(0.1), **{**SIZES, "warmup": 100})
+    with pytest.raises(ValueError, match="warmup"):
+        dqn(environment, table(6, 5), optax.sgd(0.1), **{**SIZES, "warmup": 1024})
+    for make in (q_network, lambda e: dqn(e, table(6, 5), optax.sgd(0.1), **SIZES)):
+        with pytest.raises(ValueError, match="Discrete"):
+            make(pendulum())
+
+
+@pytest.mark.slow
+def test_learns_cartpole():
+    environment = cartpole()
+    network = q_network(environment, hidden=(128, 128))
+    algorithm = dqn(environment, network, optax.adam(1e-3), num_updates=32)
+    state, _ = jax.jit(functools.partial(train, algorithm, length=400))(jax.random.key(0), None)
+    act = greedy(network, state.params)
+    episodes = evaluate(jax.random.key(1), environment, act, episodes=32, max_steps=500)
+    assert episodes.returns.mean() > 300
