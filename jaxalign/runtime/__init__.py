@@ -6,6 +6,7 @@ from jaxalign.runtime.fit import NonFiniteError, StopTraining, fit
 from jaxalign.runtime.metrics import read_metrics
 from jaxalign.runtime.preemption import Preempted
 from jaxalign.runtime.report import Report, estimate
+from jaxalign.runtime.resumable_sweep import resumable_sweep
 
 __all__ = [
     "DamagedCheckpointError",
@@ -18,4 +19,5 @@ __all__ = [
     "fit",
     "maps",
     "read_metrics",
+    "resumable_sweep",
 ]

@@ -77,8 +77,8 @@ def fit(
         checkpoint_every: steps between checkpoints; None: five minutes. There is always one at the end.
         keep: how many checkpoints stay on disk.
         fingerprint: JSON values that say what is run (the configuration); on resume they must equal the run's.
-        nan_ok: names of metrics or parameters ("params/mask") that may be NaN or infinite. Metrics whose names begin with
-            "episode/" always may: they are means over the episodes that ended in a step, and in some none does.
+        nan_ok: names of metrics or parameters ("params/mask") that may be NaN or infinite. Metrics whose names begin
+            with "episode/" always may: they are means over the episodes that ended in a step.
         tokens_per_step: tokens in a step, or a function of the step, for the tokens per second shown.
         progress: show progress on stderr, or on the rich Console given.
         tensorboard: write TensorBoard event files too.

@@ -34,55 +34,56 @@ def table(states, actions):
 
 @pytest.fixture(scope="module")
 def learner():
-    """The algorithm on the grid, its jitted init, and its step compiled with the state donated."""
+    """DQN on the grid: the algorithm, its jitted init, and its step, which is given the state for good."""
     algorithm = dqn(
-        grid()[2], table(6, 5), optax.adam(0.05), **SIZES, discount=DISCOUNT, epsilon_end=0.5, epsilon_steps=64 * 32
-    )
-    init = jax.jit(algorithm.init)
-    step = jax.jit(algorithm.step, donate_argnums=0).lower(jax.eval_shape(init, jax.random.key(0)), None).compile()
-    return algorithm, init, step
+        grid()[2], table(6, 5), optax.adam(0.05), **SIZES, discount=DISCOUNT, epsilon_end=0.5, epsilon_steps=64 * 32,
+        target_rate=0.05,
+    )  # fmt: skip
+    return algorithm, jax.jit(algorithm.init), jax.jit(algorithm.step, donate_argnums=0)
 
 
 def test_finds_the_optimal_values_through_truncation(learner):
+    _, init, step = learner
+    state, history = init(jax.random.key(0)), []
+    for _ in range(200):
+        state, metrics = step(state, None)
+        history.append(jax.device_get(metrics))
+    assert step._cache_size() == 1
     mdp, reward, _ = grid()
-    algorithm, _, _ = learner
-    state, metrics = jax.jit(functools.partial(train, algorithm, length=200))(jax.random.key(0), None)
     plan = value_iteration(mdp, reward)
-    # An episode is cut after 3 steps, so values beyond -2.44 are only found if the cut is not taken for an end.
-    assert plan.q[:5].min() < -2.5
-    np.testing.assert_allclose(state.params["q"][:5], plan.q[:5], atol=0.02)
-    assert np.isfinite(metrics["loss"]).all()
-    assert metrics["loss"][-1] < 1e-3
-    assert metrics["episodes"].sum() > 1000
-    np.testing.assert_allclose(metrics["epsilon"][[0, 32, 64, 199]], [1.0, 0.75, 0.5, 0.5], rtol=1e-6)
+    # Three steps cost 2.44: what lies beyond is only found if the cut is not taken for an end.
+    assert plan.q.min() < -2.9
+    np.testing.assert_allclose(state.params["q"][:5], plan.q[:5], atol=1e-3)
+    history = {name: np.array([metrics[name] for metrics in history]) for name in history[0]}
+    assert np.isfinite(history["loss"]).all()
+    assert history["loss"][-1] < 1e-4 < history["loss"][0]
+    assert history["episodes"].sum() > 1000
+    np.testing.assert_allclose(history["epsilon"][[0, 32, 64, 199]], [1.0, 0.75, 0.5, 0.5], rtol=1e-6)
 
 
-def test_the_state_is_donated_and_the_buffer_written_in_place(learner):
+def test_the_buffer_is_written_in_place(learner):
     _, init, step = learner
     state = init(jax.random.key(0))
     assert state.replay.written == SIZES["warmup"]
-    buffer = state.replay.rows.observations
-    before, place = np.asarray(buffer).copy(), buffer.unsafe_buffer_pointer()
-    # Copies, for NumPy's view of a CPU buffer would keep it from being donated.
-    del buffer
+    before, place = np.array(state.replay.rows.observations), state.replay.rows.observations.unsafe_buffer_pointer()
     state, _ = step(state, None)
     assert state.replay.written == SIZES["warmup"] + 32
     assert state.replay.rows.observations.unsafe_buffer_pointer() == place
-    after = np.asarray(state.replay.rows.observations)
-    np.testing.assert_array_equal(np.flatnonzero(after != before) // 32, 256 // 32)
-    np.testing.assert_array_equal(after[:256], before[:256])
+    changed = np.flatnonzero(state.replay.rows.observations != before)
+    assert len(changed) > 10
+    assert (changed // 32 == SIZES["warmup"] // 32).all()
 
 
 def test_the_state_keeps_its_type_and_seeds_differ(learner):
     algorithm, init, _ = learner
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     new, metrics = jax.eval_shape(algorithm.step, state, None)
-    as_types = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
-    assert as_types(state) == as_types(new)
-    assert not any(x.weak_type for x in jax.tree.leaves(state))
+    types = [[(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)] for tree in (state, new)]
+    assert types[0] == types[1]
+    assert not any(weak for _, _, weak in types[0])
     assert all(x.shape == () for x in metrics.values())
-    a, b = (init(jax.random.key(seed)).replay.rows.actions for seed in (0, 1))
-    assert (np.asarray(a) != np.asarray(b)).any()
+    a, b = (np.asarray(init(jax.random.key(seed)).replay.rows.actions) for seed in (0, 1))
+    assert (a != b).any()
 
 
 def test_replay_is_a_ring_and_only_what_was_written_is_drawn():
@@ -129,7 +130,7 @@ def test_what_does_not_fit_is_named():
 def test_learns_cartpole():
     environment = cartpole()
     network = q_network(environment, hidden=(128, 128))
-    algorithm = dqn(environment, network, optax.adam(1e-3), num_updates=32)
+    algorithm = dqn(environment, network, optax.adam(5e-4), epsilon_steps=8_000)
     state, _ = jax.jit(functools.partial(train, algorithm, length=400))(jax.random.key(0), None)
     act = greedy(network, state.params)
     episodes = evaluate(jax.random.key(1), environment, act, episodes=32, max_steps=500)

@@ -94,3 +94,13 @@ def test_action_spaces_that_no_policy_fits_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             actor_critic(pendulum().replace(action_space=space))
+
+
+def test_networks_start_orthogonal():
+    model = actor_critic(cartpole(), hidden=(6,))
+    params = model.init(jax.random.key(3))
+    for name, scale in (("actor", 0.01), ("critic", 1.0)):
+        first, last = (np.asarray(params[name][f"Dense_{i}"]["kernel"]) for i in (0, 1))
+        np.testing.assert_allclose(first @ first.T, 2.0 * np.eye(4), atol=1e-4)
+        np.testing.assert_allclose(last.T @ last, scale**2 * np.eye(last.shape[1]), atol=1e-4)
+        assert not np.asarray(params[name]["Dense_0"]["bias"]).any()

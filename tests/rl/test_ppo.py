@@ -205,7 +205,8 @@ def test_evaluation_is_part_of_a_step_and_has_a_key_of_its_own():
     np.testing.assert_array_equal(metrics["evaluation/step"], [3.0, 6.0])
     assert metrics["loss"].shape == (2,)
     with pytest.raises(ValueError, match="'loss'"):
-        jax.eval_shape(with_evaluation(inner, lambda state, key: {"loss": state.step}, every=1).step, inner.init(KEY), None)
+        twice = with_evaluation(inner, lambda state, key: {"loss": state.step}, every=1)
+        jax.eval_shape(twice.step, jax.eval_shape(inner.init, KEY), None)
 
 
 @pytest.mark.slow
@@ -227,3 +228,65 @@ def test_cartpole_is_solved():
         return evaluate(key, world, act_with(model, state.params), episodes=32, max_steps=500).returns.mean()
 
     assert float(interquartile_mean(sweep(run, None, jax.random.split(KEY, 4)))) > 475
+
+
+def test_the_optimizer_is_the_customary_one():
+    """Adam's first step is rate g / (|g| + epsilon), so a tiny gradient shows epsilon and a huge one the clipping."""
+    optimizer = ppo_optimizer(0.1, max_gradient_norm=0.5, anneal_over=4)
+    params = jnp.array([0.0, 0.0])
+    state = optimizer.init(params)
+    updates, state = optimizer.update(jnp.array([1e-5, 0.0]), state, params)
+    np.testing.assert_allclose(updates, [-0.1 * 1e-5 / 2e-5, 0.0], rtol=1e-4)
+    clipped = ppo_optimizer(0.1, max_gradient_norm=3e-5)
+    updates, _ = clipped.update(jnp.array([3e3, 4e3]), clipped.init(params), params)
+    np.testing.assert_allclose(updates, [-0.1 * 1.8 / 2.8, -0.1 * 2.4 / 3.4], rtol=1e-3)
+    for _ in range(3):
+        _, state = optimizer.update(jnp.ones(2), state, params)
+    updates, _ = optimizer.update(jnp.ones(2), state, params)
+    np.testing.assert_allclose(updates, 0.0, atol=1e-7)  # annealed over 4 steps
+
+
+def test_every_pass_sees_every_step_once():
+    """A learner that adds up the rows it is given."""
+    from jaxalign import Algorithm
+    from jaxalign.rl.ppo import epochs
+
+    learner = Algorithm(None, lambda seen, rows: (seen.at[rows].add(1), {"approx_kl": jnp.zeros(())}))
+    seen, metrics = epochs(learner, jnp.zeros(12, jnp.int32), jnp.arange(12), KEY, num_epochs=3, num_minibatches=4)
+    np.testing.assert_array_equal(seen, 3)
+    assert int(metrics["gradient_steps"]) == 12
+
+
+def test_advantages_are_normalised_in_the_minibatch():
+    from jaxalign.rl.policies import categorical
+    from jaxalign.rl.ppo import Batch, surrogate_loss
+
+    zeros = jnp.zeros(4)
+    advantages = jnp.array([1.0, 2.0, 3.0, 6.0])
+    batch = Batch(zeros, jnp.array([0, 1, 0, 1]), jnp.log(jnp.array([0.5, 0.4, 0.5, 0.5])), zeros, advantages, zeros)
+    even = categorical(jnp.zeros((4, 2)))
+    for normalize in (True, False):
+        a = np.array(advantages, np.float64)
+        a = (a - a.mean()) / a.std() if normalize else a
+        ratio = np.array([1.0, 1.25, 1.0, 1.0])  # the second above 1.2: clipped where the advantage is positive
+        expected = -np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a).mean()
+        loss, metrics = surrogate_loss(even, zeros, batch, clip_epsilon=0.2, normalize_advantages=normalize)
+        np.testing.assert_allclose([loss, metrics["policy_loss"]], expected, rtol=1e-5)
+        assert float(metrics["clip_fraction"]) == 0.25
+
+
+def test_rewards_are_scaled_by_the_deviation_of_returns():
+    from jaxalign.rl.return_scale import init_return_scale, scale_rewards
+
+    rng = np.random.default_rng(0)
+    rewards, done = rng.normal(1.0, 3.0, (5, 2)), rng.random((5, 2)) < 0.3
+    returns, carried = [], np.zeros(2)
+    for reward, end in zip(rewards, done, strict=True):
+        carried = reward + 0.9 * carried
+        returns.append(carried)
+        carried = np.where(end, 0.0, carried)
+    scale, found = scale_rewards(init_return_scale(2), jnp.asarray(rewards), jnp.asarray(done), discount=0.9)
+    np.testing.assert_allclose(found, rewards / np.std(returns), rtol=1e-4)
+    np.testing.assert_allclose(scale.returns, carried, rtol=1e-5)
+    _, clipped = scale_rewards(init_return_scale(2), jnp.asarray(rewards), jnp.asarray(done), discount=0.9, clip=0.1)
+    assert float(jnp.abs(clipped).max()) == pytest.approx(0.1)
