@@ -26,7 +26,7 @@ class Environment(NamedTuple):
 ENVIRONMENTS = (
     Environment(".peers", ("transformers", "trl", "peft", "psutil"), ("dpo",)),
     Environment(".peers-imitation", ("imitation", "psutil"), ("adversarial_irl", "bayesian_irl", "irl")),
-    Environment(".peers-rl", ("rlax", "torchrl"), ("gae",)),
+    Environment(".peers-rl", ("rlax", "torchrl", "rejax", "gymnax<1", "stable-baselines3", "psutil"), ("gae", "ppo")),
 )
 
 

@@ -41,7 +41,7 @@ def token_mdp(score: Score, *, vocabulary: int, length: int, eos: int | None = N
     def step(key: Key, state: TokenState, action: Array) -> TimeStep:
         valid = valid_action("token_mdp", actions, action)
         token = jnp.asarray(action, jnp.int32)
-        # Nothing is written beyond the end, so a finished sequence stays as it is.
+        # Nothing is written beyond the last place.
         new = TokenState(state.tokens.at[state.written].set(token, mode="drop"), jnp.minimum(state.written + 1, length))
         ended = new.written >= length
         if eos is not None:

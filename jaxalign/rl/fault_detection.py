@@ -32,7 +32,7 @@ def cusum(*, threshold: ArrayLike) -> Detector:
 
     The state is score, []. For independent residuals the mean time to a false alarm is at least exp(threshold), and a
     fault is found after about threshold / KL(faulty || nominal) steps, which no test with as few false alarms betters
-    as the threshold grows. Page (1954); Lorden (1971), "Procedures for reacting to a change in distribution", theorem 2.
+    as the threshold grows. Page (1954); Lorden (1971), "Procedures for reacting to a change in distribution".
 
     threshold: > 0, nats; may be traced.
     """

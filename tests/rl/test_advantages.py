@@ -123,22 +123,27 @@ def test_masked_positions_are_as_if_not_there(method, before, after, gap):
     np.testing.assert_array_equal(advantages[~mask], 0.0)
     np.testing.assert_array_equal(targets[~mask], 7.0)  # the values there
 
-    rewards, _, next_values, terminated, done = wide
-    options = {"discount": 0.9, "method": method, "mask": mask}
-    for found, expected in (
-        (jitted_lambda(rewards, next_values, terminated, done, return_lambda=0.8, **options),
-         jitted_lambda(alone[0], *alone[2:], discount=0.9, return_lambda=0.8, method=method)),
-        (jitted_returns(rewards, done, **options), jitted_returns(alone[0], alone[4], discount=0.9, method=method)),
-    ):  # fmt: skip
-        np.testing.assert_allclose(found[mask], expected, rtol=1e-5)
-        np.testing.assert_array_equal(found[~mask], 0.0)
-    ratio = np.full(mask.shape, np.nan)
-    ratio[mask] = np.linspace(-1, 1, 6)
-    found = jitted_vtrace(ratio, *wide, **options)
-    expected = jitted_vtrace(ratio[mask], *alone, discount=0.9, method=method)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours[mask], theirs, rtol=1e-5)
-    np.testing.assert_array_equal(found[0][~mask], 0.0)
+
+@pytest.mark.parametrize(("before", "after", "gap"), [(6, 0, 0), (2, 4, 0), (1, 3, 2)])
+def test_the_other_functions_mask_alike(before, after, gap):
+    alone, wide, mask = padded(2, before, 6, after, gap)
+    ratio = np.where(mask, np.linspace(-1, 1, 12), np.nan)
+
+    @jax.jit
+    def all_three(ratio, rewards, values, next_values, terminated, done, mask):
+        options = {"discount": 0.9, "mask": mask}
+        return (
+            lambda_returns(rewards, next_values, terminated, done, return_lambda=0.8, **options),
+            discounted_returns(rewards, done, **options),
+            *vtrace(ratio, rewards, values, next_values, terminated, done, **options),
+        )
+
+    found, expected = all_three(ratio, *wide, mask), all_three(ratio[mask], *alone, np.ones(6))
+    for masked, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(masked[mask], plain, rtol=1e-5)
+    for masked in found[:3]:
+        np.testing.assert_array_equal(masked[~mask], 0.0)
+    np.testing.assert_array_equal(found[3][~mask], 7.0)  # V-trace's targets are the values there
 
 
 def test_masked_nan_stays_out_of_gradients():

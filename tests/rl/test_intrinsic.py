@@ -1,5 +1,6 @@
 """Bonuses against hand numbers and NumPy loops; what they must tend to; and a sparse reward that only they find."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,17 +14,17 @@ from jaxalign.algorithm import train
 from jaxalign.environments.protocol import Box, Discrete
 from jaxalign.environments.sparse_reward import deep_sea
 from jaxalign.rl.actor_critic import act_with, actor_critic
-from jaxalign.rl.incentives import chain
+from jaxalign.rl.incentives import Incentive, chain
 from jaxalign.rl.intrinsic_curiosity import intrinsic_curiosity
 from jaxalign.rl.ppo import ppo, ppo_optimizer
 from jaxalign.rl.random_network_distillation import random_network_distillation
 from jaxalign.rl.rollout import Steps, evaluate
 from jaxalign.rl.visit_counts import earlier_equals, simhash, state_actions, visit_counts
-from jaxalign.statistics import bootstrap_interval
 
 T, N, S = 5, 2, 4
 BOX, ACTIONS, FORCES = Box(-np.inf, np.inf, (3,)), Discrete(3), Box(-1.0, 1.0, (2,))
 ETA = 0.5
+COEFFICIENTS = jnp.array([0.0, 0.1, ETA, 2 * ETA])
 
 
 def some_steps(seed, *, continuous=True, actions=ACTIONS):
@@ -59,20 +60,27 @@ def curiosity(coefficient=ETA, actions=ACTIONS, **options):
 
 
 class Case(NamedTuple):
+    name: str
     make: object
     steps: Steps
 
 
 CASES = {
-    "counts": Case(counts, some_steps(0, continuous=False)),
-    "distillation": Case(distillation, some_steps(1)),
-    "curiosity": Case(curiosity, some_steps(2)),
-    "curiosity, real actions": Case(lambda c=ETA: curiosity(c, FORCES), some_steps(3, actions=FORCES)),
+    case.name: case
+    for case in (
+        Case("counts", counts, some_steps(0, continuous=False)),
+        Case("distillation", distillation, some_steps(1)),
+        Case("curiosity", curiosity, some_steps(2)),
+        Case("forces", lambda coefficient=ETA: curiosity(coefficient, FORCES), some_steps(3, actions=FORCES)),
+    )
 }
 
 
-def array_leaves(tree):
-    return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(tree)]
+def same(one, other):
+    """Whether two pytrees agree to the bit, keys apart."""
+    leaves = [x for x in jax.tree.leaves((one, other)) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    half = len(leaves) // 2
+    return all(np.array_equal(a, b) for a, b in zip(leaves[:half], leaves[half:], strict=True))
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -80,42 +88,308 @@ def case(request):
     return CASES[request.param]
 
 
+@functools.cache
+def start(name):
+    """The state before any steps; compiled once, as drawing networks takes longest."""
+    return jax.jit(CASES[name].make().init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def paid(request, case):
+    """Two rollouts in a scan, paid with four coefficients, vmapped: (bonus paid [4, 2, T, N], state, metrics)."""
+
+    def pay(coefficient):
+        incentive = case.make(coefficient)
+
+        def one(state, key):  # scan raises if the state changes its type
+            state, rewards, metrics = incentive.apply(state, case.steps, key)
+            return state, (rewards, metrics)
+
+        return jax.lax.scan(one, start(case.name), jax.random.split(jax.random.key(1)))
+
+    return jax.jit(jax.vmap(pay))(COEFFICIENTS)
+
+
 # ---- every bonus
 
 
-def test_it_is_an_incentive_that_fits_in_jit_scan_and_vmap(case):
-    def pay(coefficient, key):
-        incentive = case.make(coefficient)
-        steps = jax.tree.map(lambda x: jnp.stack([x] * 2), case.steps)
-        start = incentive.init(key)
-
-        def one(state, steps):
-            after, rewards, metrics = incentive.apply(state, steps, key)
-            return after, (rewards - steps.rewards, metrics)
-
-        state, (paid, metrics) = jax.lax.scan(one, start, steps)  # scan raises if the state changes its type
-        return start, state, paid, metrics
-
-    coefficients = jnp.array([0.0, ETA, 2 * ETA])
-    start, state, paid, metrics = jax.jit(jax.vmap(pay, in_axes=(0, None)))(coefficients, jax.random.key(0))
-    assert not [x for x in jax.tree.leaves(jax.eval_shape(case.make().init, jax.random.key(0))) if x.weak_type]
-    assert paid.shape == (3, 2, T, N)
-    np.testing.assert_array_equal(paid[0], 0.0)
-    np.testing.assert_allclose(paid[2], 2 * paid[1], rtol=1e-4, atol=1e-5)
-    assert (np.asarray(paid[1]) > 0).all()
+def test_coefficients_scale_the_bonus_and_0_leaves_the_rewards_to_the_bit(case, paid):
+    _, (rewards, metrics) = paid
+    assert rewards.shape == (4, 2, T, N)
+    np.testing.assert_array_equal(rewards[0], np.stack([case.steps.rewards] * 2))
+    bonus = np.asarray(rewards) - np.asarray(case.steps.rewards)
+    assert (bonus[2] > 0).all()
+    np.testing.assert_allclose(bonus[3], 2 * bonus[2], rtol=1e-4, atol=1e-5)
     assert all(name.startswith("intrinsic/") and np.isfinite(x).all() for name, x in metrics.items())
-    # The bonus in the metrics is the mean of what was paid, before the coefficient, whatever that is.
-    (bonus,) = (x for name, x in metrics.items() if name.endswith("bonus"))
-    np.testing.assert_allclose(bonus[1:], paid[1:].mean((2, 3)) / coefficients[1:, None], rtol=1e-4)
-    assert any((a != b).any() for a, b in zip(array_leaves(start), array_leaves(state), strict=True))
+    # The metric is the mean of what was paid, before the coefficient, whatever that is.
+    (mean,) = (x for name, x in metrics.items() if name.endswith("bonus"))
+    np.testing.assert_allclose(mean, np.stack([bonus[2].mean((1, 2)) / ETA] * 4), rtol=1e-4)
 
 
-def test_double_precision_agrees_with_single(case):
+def test_one_rollout_alone_is_paid_as_in_scan_and_vmap(case, paid):
+    """Every state changes in learning; none of its types is weak."""
+    _, (rewards, _) = paid
+    state, alone, _ = jax.jit(case.make().apply)(start(case.name), case.steps, jax.random.split(jax.random.key(1))[0])
+    np.testing.assert_allclose(rewards[2, 0], alone, rtol=1e-4, atol=1e-5)
+    assert not same(state, start(case.name))
+    assert not [x for x in jax.tree.leaves(jax.eval_shape(case.make().init, jax.random.key(0))) if x.weak_type]
+
+
+def test_double_precision_agrees_with_single(case, paid):
+    _, (rewards, _) = paid
     with jax.enable_x64(True):
+        incentive, key = case.make(), jax.random.split(jax.random.key(1))[0]
+        wide = jax.eval_shape(incentive.init, key)
+        state = jax.tree.map(lambda x, to: x.astype(to.dtype), start(case.name), wide)
         steps = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, case.steps)
-        incentive = case.make()
-        state, double, _ = jax.jit(incentive.apply)(incentive.init(jax.random.key(0)), steps, jax.random.key(1))
+        state, double, _ = jax.jit(incentive.apply)(state, steps, key)
         assert double.dtype == np.float64
-        again, _, _ = jax.eval_shape(incentive.apply, state, steps, jax.random.key(1))
-        assert jax.tree.map(lambda x: x.dtype, again) == jax.tree.map(lambda x: x.dtype, state)
-    assert np.isfinite(double).all()
+        assert jax.tree.map(lambda x: x.dtype, wide) == jax.tree.map(lambda x: x.dtype, state)
+        np.testing.assert_allclose(double, np.asarray(rewards[2, 0]), rtol=1e-4, atol=1e-5)
+
+
+def test_several_go_together():
+    """Each adds its bonus to what the one before it left."""
+    add = lambda bonus: Incentive(lambda key: (), lambda state, steps, key: (state, steps.rewards + bonus, {}))  # noqa: E731
+    incentive, steps = chain(add(1.0), counts(1.0)), CASES["counts"].steps
+    _, rewards, metrics = incentive.apply(((), start("counts")), steps, jax.random.key(1))
+    np.testing.assert_allclose(rewards.mean(), steps.rewards.mean() + 1 + metrics["intrinsic/count_bonus"], rtol=1e-5)
+
+
+# ---- counts
+
+
+def test_counts_by_hand():
+    """The second environment's first visit comes after the first's; the rollout after begins where this one ended."""
+    keys = jnp.array([[2, 2], [0, 2]])
+    steps = Steps(None, None, jnp.ones((2, 2)), keys, None, None, None, {})
+    incentive = counts(1.0)
+    table, rewards, metrics = incentive.apply(incentive.init(jax.random.key(0)), steps, jax.random.key(0))
+    np.testing.assert_allclose(rewards, 1 + np.array([[1, 2**-0.5], [1, 3**-0.5]]), rtol=1e-6)
+    assert table.tolist() == [1, 0, 3, 0]
+    assert metrics["intrinsic/visited"] == 0.5
+    np.testing.assert_allclose(incentive.bonus(table, jnp.array([1, 2, 4, -1])), [1, 0.5, np.nan, np.nan], rtol=1e-6)
+    _, rewards, _ = incentive.apply(table, steps, jax.random.key(0))
+    np.testing.assert_allclose(rewards, 1 + np.array([[4**-0.5, 5**-0.5], [2**-0.5, 6**-0.5]]), rtol=1e-6)
+
+
+def test_counts_follow_a_loop_over_time_and_environments():
+    seen, incentive = {}, counts(count_of=state_actions(3), num_keys=3 * S)
+    apply, table = jax.jit(incentive.apply), incentive.init(jax.random.key(0))
+    for seed in range(4):
+        steps = some_steps(seed, continuous=False)
+        expected = np.array(steps.rewards, np.float64)
+        for t in range(T):
+            for n in range(N):
+                visited = int(steps.observations[t, n]), int(steps.actions[t, n])
+                seen[visited] = seen.get(visited, 0) + 1
+                expected[t, n] += ETA / np.sqrt(seen[visited])
+        table, rewards, _ = apply(table, steps, jax.random.key(0))
+        np.testing.assert_allclose(rewards, expected, rtol=1e-6)
+    assert {divmod(k, 3): n for k, n in enumerate(table.tolist()) if n} == seen
+
+
+def test_earlier_equals_counts_pairs():
+    keys = np.random.default_rng(0).integers(-2, 5, 50)
+    assert earlier_equals(jnp.asarray(keys)).tolist() == [int((keys[:i] == k).sum()) for i, k in enumerate(keys)]
+
+
+def test_a_key_outside_the_table_is_paid_nan_and_counted_nowhere():
+    steps = Steps(None, None, jnp.zeros((1, 3)), jnp.array([[-1, S, 1]]), None, None, None, {})
+    table, rewards, _ = counts().apply(jnp.zeros(S, jnp.int32), steps, jax.random.key(0))
+    assert np.isnan(rewards).tolist() == [[True, True, False]]
+    assert table.tolist() == [0, 1, 0, 0]
+    with pytest.raises(ValueError, match=r"visit_counts: count_of must give int \(1, 3\), got float32"):
+        counts(count_of=lambda steps: steps.rewards).apply(table, steps, jax.random.key(0))
+
+
+def test_simhash_tells_directions_apart():
+    code = simhash(jax.random.key(0), (2, 3), bits=20)
+    x, y = np.random.default_rng(1).normal(size=(2, 400, 2, 3)).astype(np.float32)
+    codes = np.asarray(jax.jit(code)(x))
+    assert codes.dtype == np.int32
+    assert ((codes >= 0) & (codes < 2**20)).all()
+    assert len(set(codes.tolist())) > 300
+    assert np.array_equal(codes, code(3 * x))
+    assert np.array_equal(codes, jax.vmap(code)(x))
+    assert np.array_equal(codes.astype(np.int64) + code(-x), np.full(400, 2**20 - 1))
+    # Bits agree with probability 1 - angle / pi, Tang et al.'s (and Charikar's) property.
+    agree = 1 - np.unpackbits((codes ^ np.asarray(code(x + y))).view(np.uint8)).sum() / (20 * 400)
+    flat = (a.reshape(400, -1) for a in (x, x + y))
+    cosine = np.prod([a / np.linalg.norm(a, axis=1, keepdims=True) for a in flat], axis=0).sum(1)
+    np.testing.assert_allclose(agree, 1 - np.arccos(cosine).mean() / np.pi, atol=0.05)
+    with pytest.raises(ValueError, match=r"observations must be \[\.\.\., \*\(2, 3\)\], got \(4, 6\)"):
+        code(jnp.zeros((4, 6)))
+    with pytest.raises(ValueError, match="bits must be in 1..24"):
+        simhash(jax.random.key(0), (2,), bits=25)
+
+
+# ---- random network distillation
+
+
+def mlp(params, x):
+    """The network in NumPy, float64."""
+    layers = [params[f"Dense_{i}"] for i in range(len(params))]
+    for layer in layers[:-1]:
+        x = np.maximum(x @ np.float64(layer["kernel"]) + np.float64(layer["bias"]), 0)
+    return x @ np.float64(layers[-1]["kernel"]) + np.float64(layers[-1]["bias"])
+
+
+def test_distillation_follows_a_loop_in_numpy():
+    """Two rollouts: all observations so far normalise, the return of the errors runs on through the dones."""
+    incentive = distillation()
+    apply, state = jax.jit(incentive.apply), start("distillation")
+    seen, returns, carried = [], [], np.zeros(N)
+    for seed in (1, 2):
+        steps = some_steps(seed)
+        assert steps.done.any()
+        after = np.float64(steps.next_observations)
+        seen.append(after.reshape(-1, 3))
+        past = np.concatenate(seen)
+        x = np.clip((after - past.mean(0)) / past.std(0), -5, 5)
+        error = ((mlp(state.predictor.params, x) - mlp(state.target, x)) ** 2).mean(-1)
+        for t in range(T):
+            carried = error[t] + 0.9 * carried
+            returns.extend(carried)
+        new, rewards, metrics = apply(state, steps, jax.random.key(3))
+        np.testing.assert_allclose(rewards - steps.rewards, ETA * error / np.std(returns), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(metrics["intrinsic/rnd_loss"], error.mean(), rtol=1e-4)
+        asked = incentive.bonus(state.replace(moments=new.moments, scale=new.scale), steps.next_observations)
+        np.testing.assert_allclose(ETA * asked, rewards - steps.rewards, rtol=1e-4, atol=1e-6)
+        assert same(new.target, start("distillation").target)
+        assert not same(new.predictor, state.predictor)
+        state = new
+
+
+def test_what_is_seen_often_is_no_longer_new_to_distillation():
+    incentive, steps = distillation(num_epochs=5), some_steps(1)
+
+    def rollouts(state):
+        keys = jax.random.split(jax.random.key(1), 300)
+        return jax.lax.scan(lambda state, key: incentive.apply(state, steps, key)[:2], state, keys)
+
+    state, rewards = jax.jit(rollouts)(start("distillation"))
+    paid = (np.asarray(rewards) - np.asarray(steps.rewards)).mean((1, 2))
+    assert paid[-1] < 0.01 * paid[0]
+    new, old = incentive.bonus(state, -steps.next_observations), incentive.bonus(state, steps.next_observations)
+    assert new.mean() > 10 * old.mean()
+    assert same(state.target, start("distillation").target)
+
+
+def test_the_predictor_learns_from_a_share_of_the_steps():
+    """Of one environment's only step, half the time; so the loss is the error or 0, and without loss nothing moves."""
+    first = jax.tree.map(lambda x: x[:1, :1], some_steps(1))
+
+    def after(update_proportion, key):
+        incentive = distillation(update_proportion=update_proportion, num_envs=1)
+        state = start("distillation")
+        state = state.replace(scale=state.scale.replace(returns=jnp.zeros(1)), predictor=state.predictor.replace(key=key))
+        state, _, metrics = incentive.apply(state, first, key)
+        return state.predictor.params, metrics["intrinsic/rnd_loss"]
+
+    shares = jnp.array([0.0, 0.25, 1.0])
+    over = jax.vmap(jax.vmap(after, in_axes=(None, 0)), in_axes=(0, None))
+    params, losses = jax.jit(over)(shares, jax.random.split(jax.random.key(1), 400))
+    error = losses[2, 0]
+    np.testing.assert_allclose(losses[2], error, rtol=1e-5)
+    np.testing.assert_allclose((losses > 0).mean(1), shares, atol=0.08)
+    np.testing.assert_allclose(losses[losses > 0], error, rtol=1e-5)
+    for leaf, before in zip(*(jax.tree.leaves(x) for x in (params, start("distillation").predictor.params)), strict=True):
+        moved = (np.asarray(leaf) != np.asarray(before)).reshape(3, 400, -1).any(-1)
+        assert not (moved & (np.asarray(losses) == 0)).any()
+
+
+def test_distillation_names_the_wrong_number_of_environments():
+    incentive = distillation(num_envs=3)
+    with pytest.raises(ValueError, match=r"num_envs=3, the steps are \(5, 2\)"):
+        incentive.apply(start("distillation"), some_steps(1), jax.random.key(1))
+
+
+# ---- intrinsic curiosity
+
+
+@pytest.mark.parametrize(("name", "actions"), [("curiosity", ACTIONS), ("forces", FORCES)])
+def test_curiosity_follows_numpy(name, actions):
+    incentive, steps, state = curiosity(actions=actions), CASES[name].steps, start(name)
+    _, rewards, metrics = jax.jit(incentive.apply)(state, steps, jax.random.key(1))
+    params = state.params
+    before, after = (mlp(params["features"], np.float64(x)) for x in (steps.observations, steps.next_observations))
+    told = mlp(params["inverse"], np.concatenate([before, after], -1))
+    taken = np.asarray(steps.actions)
+    if actions is ACTIONS:
+        taken = np.eye(3)[taken]
+        inverse = logsumexp(told, axis=-1) - (told * taken).sum(-1)
+    else:
+        inverse = ((told - taken) ** 2).sum(-1) / 2
+    forward = ((mlp(params["forward"], np.concatenate([before, taken], -1)) - after) ** 2).sum(-1) / 2
+    np.testing.assert_allclose(rewards - steps.rewards, ETA * forward, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(metrics["intrinsic/inverse_loss"], inverse.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["intrinsic/forward_loss"], forward.mean(), rtol=1e-4)
+    asked = incentive.bonus(state, (steps.observations, steps.actions, steps.next_observations))
+    np.testing.assert_allclose(asked, forward, rtol=1e-3, atol=1e-4)
+
+
+def test_curiosity_by_hand():
+    """Networks of zeros: every action is as likely (log 3 nats); a forward bias of 1 in 4 features is off by 4 / 2."""
+    steps, state = some_steps(2), start("curiosity")
+    params = jax.tree.map(jnp.zeros_like, state.params)
+    params["forward"]["Dense_1"]["bias"] = jnp.ones(4)
+    _, rewards, metrics = jax.jit(curiosity().apply)(state.replace(params=params), steps, jax.random.key(1))
+    np.testing.assert_allclose(rewards, steps.rewards + ETA * 2.0, rtol=1e-6)
+    np.testing.assert_allclose(metrics["intrinsic/inverse_loss"], np.log(3), rtol=1e-6)
+
+
+def test_beta_weighs_the_two_losses():
+    """At 0 the forward model learns nothing, at 1 the inverse model; the features learn from both."""
+    old = start("curiosity").params
+
+    def after(beta):
+        return curiosity(beta=beta).apply(start("curiosity"), some_steps(2), jax.random.key(1))[0].params
+
+    both = jax.jit(jax.vmap(after))(jnp.arange(2.0))
+    for i, (still, learns) in enumerate((("forward", "inverse"), ("inverse", "forward"))):
+        new = jax.tree.map(lambda x, i=i: x[i], both)
+        assert same(new[still], old[still])
+        assert not same(new[learns], old[learns])
+        assert not same(new["features"], old["features"])
+
+
+def test_curiosity_learns_what_actions_do():
+    """Each action moves along its own axis: which it was becomes certain, where it led foreseen."""
+    incentive, steps = curiosity(num_epochs=5), some_steps(2)
+    steps = steps._replace(next_observations=steps.observations + 3 * jax.nn.one_hot(steps.actions, 3))
+
+    def one(state, key):
+        state, rewards, metrics = incentive.apply(state, steps, key)
+        return state, (rewards - steps.rewards, metrics["intrinsic/inverse_loss"])
+
+    keys = jax.random.split(jax.random.key(1), 300)
+    _, (paid, inverse) = jax.jit(lambda state: jax.lax.scan(one, state, keys))(start("curiosity"))
+    assert inverse[-1] < 0.05 < inverse[0]
+    assert paid[-1].mean() < 0.05 * paid[0].mean()
+
+
+# ---- a reward that only the curious find
+
+
+def found_in_deep_sea(coefficients, key, *, size, num_rollouts, hidden, num_envs):
+    """The greedy policy's return after PPO paid coefficients [3] times the bonuses of counts, RND and ICM."""
+    world_key, train_key, evaluation_key = jax.random.split(key, 3)
+    world = deep_sea(size, right=jax.random.bernoulli(world_key, shape=(size, size)))
+    model = actor_critic(world, hidden=hidden)
+    seen, done = world.observation_space, world.action_space
+
+    def cell_and_action(steps):
+        return 2 * jnp.argmax(steps.observations.reshape(*steps.rewards.shape, -1), axis=-1) + steps.actions
+
+    incentive = visit_counts(cell_and_action, num_keys=2 * size**2, coefficient=coefficients[0])
+    if len(coefficients) > 1:
+        rnd = random_network_distillation(seen, optax.adam(1e-3), num_envs=num_envs, coefficient=coefficients[1])
+        incentive = chain(incentive, rnd, intrinsic_curiosity(seen, done, optax.adam(1e-3), coefficient=coefficients[2]))
+    algorithm = ppo(
+        world, model, ppo_optimizer(1e-3), incentive=incentive,
+        num_envs=num_envs, num_steps=2 * size, num_minibatches=1,
+    )  # fmt: skip
+    state, _ = train(algorithm, train_key, None, length=num_rollouts)
+    act = act_with(model, state.params, greedy=True)
+    return evaluate(evaluation_key, world, act, episodes=1, max_steps=size).returns[0]

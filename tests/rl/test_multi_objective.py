@@ -89,18 +89,13 @@ def test_hypervolume_by_inclusion_and_exclusion(objectives):
 
 def test_deep_sea_treasure(sea):
     mdp, rewards = sea
-    bonus = jnp.where(rewards[:1] == jnp.asarray(TREASURE, jnp.float32)[:, None, None], 1000.0, 0.0)
-    share = jnp.linspace(0.01, 0.99, 15)
-
-    @jax.jit
-    def plans():
-        """The shortest way to each treasure, and what is best for linear weights."""
-        policies = jax.vmap(lambda extra: value_iteration(mdp, extra + rewards[1]).policy)(bonus)
-        visits = jax.vmap(lambda policy: occupancy_measure(mdp, jnp.log(policy)))(policies)
-        covered = convex_coverage_set(mdp, rewards, jnp.stack([share, 1.0 - share], -1))
-        return jnp.einsum("wsa,msa->wm", visits, rewards), covered.returns
-
-    front, covered = (np.asarray(x) for x in plans())
+    # Weights for the treasure and the time, then for the shortest way to each treasure, an objective of its own.
+    share = np.linspace(0.01, 0.99, 15)
+    weights = np.zeros((25, 12), np.float32)
+    weights[:15, :2], weights[15:, 1], weights[15:, 2:] = np.stack([share, 1.0 - share], -1), 1.0, 1000.0 * np.eye(10)
+    each = (rewards[:1] == jnp.asarray(TREASURE, jnp.float32)[:, None, None]).astype(jnp.float32)
+    returns = jax.jit(convex_coverage_set)(mdp, jnp.concatenate([rewards, each]), weights).returns[:, :2]
+    covered, front = np.asarray(returns[:15]), np.asarray(returns[15:])
     np.testing.assert_allclose(front, np.stack([TREASURE, TIME], -1), rtol=1e-5)
     assert np.asarray(pareto_front(front)).all()
     np.testing.assert_allclose(hypervolume(front, [0.0, -25.0]), 1155.0, rtol=1e-6)  # as in the literature
@@ -117,17 +112,15 @@ def test_coverage_set_is_best_for_its_weights():
     rewards = jax.random.normal(jax.random.key(3), (3, 5, 3))
     weights = jax.random.dirichlet(jax.random.key(4), jnp.ones(3), (6,))
 
-    @jax.jit
-    def both(weights):
-        mixed = jnp.tensordot(weights, rewards, 1)
-        value = jax.vmap(lambda reward: MDP.initial @ value_iteration(MDP, reward).value)(mixed)
-        return convex_coverage_set(MDP, rewards, weights).returns, value
-
-    returns, value = (np.asarray(x) for x in both(weights))
-    scores = returns @ np.asarray(weights).T
-    np.testing.assert_allclose(scores.diagonal(), value, rtol=1e-4, atol=1e-5)
-    # No weights prefer another's policy.
-    assert (scores.diagonal() >= scores.max(axis=0) - 1e-4).all()
+    found = np.asarray(jax.jit(convex_coverage_set)(MDP, rewards, weights).returns)
+    # Every deterministic policy's returns, by linear solves.
+    transition, each = (np.asarray(x, float) for x in (dense_transition(MDP.transition), rewards))
+    choices = np.array(list(itertools.product(range(3), repeat=5)))
+    between, paid = transition[np.arange(5), choices], each[:, np.arange(5), choices]  # [243, S, S], [M, 243, S]
+    visits = np.linalg.solve(np.eye(5) - 0.8 * between.transpose(0, 2, 1), np.asarray(MDP.initial, float)[:, None])
+    returns = np.einsum("ps,mps->pm", visits[..., 0], paid)
+    best = np.argmax(returns @ np.asarray(weights, float).T, axis=0)
+    np.testing.assert_allclose(found, returns[best], rtol=1e-4, atol=1e-5)
 
 
 def by_linear_program(budget):

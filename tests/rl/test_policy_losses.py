@@ -52,8 +52,9 @@ def test_matches_numpy_under_jit_and_vmap_and_in_both_precisions(name):
     np.testing.assert_allclose(single, expected, rtol=1e-4, atol=1e-6)
     assert jax.eval_shape(bound, *(jnp.asarray(x, jnp.bfloat16) for x in data)).dtype == jnp.float32
     with jax.enable_x64(True):
-        np.testing.assert_allclose(jax.jit(jax.vmap(bound))(*data), expected, rtol=1e-12)
-        check_grads(jax.jit(bound), data, order=1, modes=["rev"])
+        lanes = jax.jit(jax.vmap(bound))
+        np.testing.assert_allclose(lanes(*data), expected, rtol=1e-12)
+        check_grads(lanes, data, order=1, modes=["rev"])
 
 
 def test_ppo_by_hand():

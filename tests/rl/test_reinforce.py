@@ -30,7 +30,7 @@ def table(start):
     )
 
 
-@pytest.mark.parametrize("advantages", [rloo_advantages, None])
+@pytest.mark.parametrize("advantages", [rloo_advantages, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_step_follows_the_exact_gradient(advantages):
     # Episodes of at most 3 steps; some end sooner, in the goal, and the columns go on with others after that.
     mdp = gridworld(2, 2, goal=3, discount=1.0, stay=False)
