@@ -14,8 +14,8 @@ class Ppo:
     and returns in the tail, the policies (policy.npz), metrics, TensorBoard logs and checkpoints. A stopped run goes on
     with --resume.
 
-    Environments: cartpole, acrobot, pendulum, bandit, deep-sea, key-door, side-effects, gymnax:NAME (such as
-    gymnax:MountainCar-v0; `pip install "jaxalign[envs]"`).
+    Environments: cartpole, acrobot, pendulum, bandit, deep-sea, key-door, side-effects; with `pip install
+    "jaxalign[envs]"` also gymnax:NAME (such as gymnax:MountainCar-v0) and gymnasium:NAME, which runs on the host.
 
     Examples:
       jaxalign ppo --env cartpole --seeds 16
@@ -60,6 +60,8 @@ class Ppo:
     """Normalise observations and scale rewards by running moments."""
     intrinsic: Literal["none", "rnd", "icm", "counts"] = "none"
     """A bonus for what is new: random network distillation, intrinsic curiosity, or visit counts."""
+    intrinsic_coefficient: float = 0.1
+    """What the bonus counts for, beside the environment's reward."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     evaluations: int = 20

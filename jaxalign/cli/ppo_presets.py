@@ -4,11 +4,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from jaxalign import environments
 from jaxalign.cli.ppo import Ppo
 from jaxalign.environments import Environment
+from jaxalign.interop import from_gymnasium
+from jaxalign.mdp import side_effects
+from jaxalign.mdp.safety_gridworlds import EPISODE
 
-GYMNAX = "gymnax:"
+GYMNAX, GYMNASIUM = "gymnax:", "gymnasium:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +50,11 @@ class Known:
 
 
 def side_effects_world() -> Environment:
-    """The box world of the safety gridworlds, paid by its reward alone."""
-    from jaxalign.mdp import side_effects
-
+    """The box world of the safety gridworlds, paid by its reward alone; info has the hidden performance."""
     world = side_effects()
-    return environments.tabular_environment(world.mdp, world.reward)
+    return environments.tabular_environment(
+        world.mdp, world.reward, measures={"performance": world.performance}, max_steps=EPISODE, name="side-effects"
+    )
 
 
 KNOWN: dict[str, Known] = {
@@ -59,15 +64,37 @@ KNOWN: dict[str, Known] = {
             steps=150_000, num_steps=32, epochs=20, minibatches=1, discount=0.98, gae_lambda=0.8, max_steps=500
         ),
     ),
+    "acrobot": Known(
+        environments.acrobot, Settings(num_envs=16, num_steps=64, gae_lambda=0.94, normalize=True, max_steps=500)
+    ),
+    "pendulum": Known(
+        environments.pendulum,
+        Settings(steps=300_000, num_envs=16, num_steps=128, epochs=10, minibatches=8, discount=0.9, max_steps=200),
+    ),
+    "bandit": Known(
+        lambda: environments.bernoulli_bandit(np.array([[0.2, 0.8, 0.4], [0.7, 0.1, 0.3]])),
+        Settings(steps=20_000, num_envs=16, num_steps=16, learning_rate=(1e-2,), max_steps=1),
+    ),
+    "deep-sea": Known(
+        lambda: environments.deep_sea(10),
+        Settings(steps=200_000, num_envs=8, num_steps=40, entropy=(0.01,), max_steps=10),
+    ),
+    "key-door": Known(
+        lambda: environments.key_door(10),
+        Settings(steps=200_000, num_envs=8, num_steps=64, entropy=(0.01,), max_steps=30),
+    ),
+    "side-effects": Known(side_effects_world, Settings(steps=100_000, num_steps=64, max_steps=EPISODE)),
 }
 
 
 def known(name: str) -> Known:
     """The environment of that name. Raises ValueError listing the names there are."""
     if name.startswith(GYMNAX):
-        return Known(lambda: _gymnax(name.removeprefix(GYMNAX)), Settings(normalize=True))
+        return Known(lambda: environments.from_gymnax(name.removeprefix(GYMNAX)), Settings(normalize=True))
+    if name.startswith(GYMNASIUM):
+        return Known(lambda: from_gymnasium(name.removeprefix(GYMNASIUM)), Settings(normalize=True))
     if name not in KNOWN:
-        raise ValueError(f"--env {name}: there are {', '.join(KNOWN)} and {GYMNAX}NAME")
+        raise ValueError(f"--env {name}: there are {', '.join(KNOWN)}, {GYMNAX}NAME and {GYMNASIUM}NAME")
     return KNOWN[name]
 
 
@@ -91,17 +118,7 @@ def settings_of(options: Ppo) -> Settings:
         raise ValueError("--learning-rate and --clip must be above 0")
     if settings.steps < settings.rollout * options.evaluations:
         raise ValueError(
-            f"--steps {settings.steps} are fewer than {options.evaluations} evaluations x {settings.rollout} steps of a "
-            "rollout: ask for more steps or fewer --evaluations"
+            f"--steps {settings.steps} are fewer than {options.evaluations} evaluations x {settings.rollout} steps of "
+            "a rollout: ask for more steps or fewer --evaluations"
         )
     return settings
-
-
-def _gymnax(name: str) -> Environment:
-    try:
-        import gymnax
-    except ImportError as error:
-        raise ImportError(f'{GYMNAX}{name} needs gymnax: pip install "jaxalign[envs]"') from error
-    if name not in gymnax.registered_envs:
-        raise ValueError(f"gymnax has no environment {name!r}; it has {', '.join(gymnax.registered_envs)}")
-    return environments.from_gymnax(*gymnax.make(name))

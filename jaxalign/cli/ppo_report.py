@@ -8,9 +8,10 @@ import numpy as np
 
 from jaxalign.cli.ppo import Ppo
 from jaxalign.cli.ppo_presets import Settings
-from jaxalign.rl import Episodes
+from jaxalign.rl import Episodes, tail_risk
 from jaxalign.runtime.figures import curves
 from jaxalign.runtime.report import Report, estimate
+from jaxalign.runtime.risk_report import tail_risk_section
 from jaxalign.statistics import bootstrap_interval, interquartile_mean
 
 DRAWN = ("evaluation/return", "entropy", "value_loss", "explained_variance", "approx_kl", "clip_fraction")
@@ -30,7 +31,8 @@ def write_report(
         (rate, entropy): slice(i * seeds, (i + 1) * seeds)
         for i, (rate, entropy) in enumerate((r, e) for r in settings.learning_rate for e in settings.entropy)
     }
-    rows, results = [], {"steps": int(metrics["step"][-1]), "settings": []}
+    rows: list[list[Any]] = []
+    results: dict[str, Any] = {"steps": int(metrics["step"][-1]), "settings": []}
     for number, ((rate, entropy), lanes) in enumerate(each.items()):
         found = _measure(jax.random.fold_in(jax.random.key(options.seed), number), returns[lanes])
         found |= {"learning_rate": rate, "entropy": entropy, "finished": float(finished[lanes].mean())}
@@ -56,20 +58,25 @@ def write_report(
         figure = curves(one, DRAWN, title=title, units=UNITS, horizontal="environment steps")
         figure.savefig(options.out / name)
         report.figure(figure, caption=f"{title}: the middle of {seeds} seeds with its 95% bootstrap interval.")
+    first = next(iter(each.values()))
+    report.text("## The worst episodes")
+    began = float(metrics["evaluation/return"][0, first].mean())
+    risk = tail_risk(jax.random.key(options.seed), returns[first], threshold=began)
+    report.text(f"Of the first setting; {began:.4g} was the mean return at the first evaluation.")
+    tail_risk_section(report, risk)
+    results["cvar"] = {f"{alpha:g}": float(value) for alpha, value in zip(risk.alphas, risk.cvar.value, strict=True)}
     report.write(options.out / "report.html")
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return report, results
 
 
 def _measure(key: Any, returns: np.ndarray) -> dict[str, Any]:
-    """Middle and mean return with intervals over seeds, from returns [seeds, E]."""
+    """Middle and mean return with intervals over seeds, from returns [seeds, E]; of one seed without."""
     scores = returns.mean(axis=1)
-    iqm_key, mean_key = jax.random.split(key)
     found: dict[str, Any] = {"seeds": scores.tolist()}
-    statistics = {"iqm": (iqm_key, interquartile_mean), "mean": (mean_key, None)}
-    for name, (k, statistic) in statistics.items():
-        value = float(scores.mean() if statistic is None else interquartile_mean(scores))
-        options = {} if statistic is None else {"statistic": statistic}
-        interval = bootstrap_interval(k, scores, **options) if len(scores) > 1 else None
-        found[name] = [value] if interval is None else [value, *(float(x) for x in interval)]
+    for name, statistic in (("iqm", interquartile_mean), ("mean", np.mean)):
+        found[name] = [float(statistic(scores))]
+    if len(scores) > 1:
+        found["iqm"] += [float(x) for x in bootstrap_interval(key, scores, statistic=interquartile_mean)]
+        found["mean"] += [float(x) for x in bootstrap_interval(key, scores)]
     return found

@@ -7,30 +7,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from rich.console import Console
 
 from jaxalign import Algorithm, replicate
 from jaxalign.cli.ppo import Ppo
 from jaxalign.cli.ppo_presets import Settings, known, settings_of
 from jaxalign.cli.ppo_report import write_report
-from jaxalign.environments import Environment
+from jaxalign.environments import Discrete, Environment
 from jaxalign.rl import (
     ActorCritic,
     Episodes,
-    Incentive,
     PPOState,
     act_with,
     actor_critic,
     evaluate,
+    intrinsic_curiosity,
     observed,
     ppo,
     ppo_optimizer,
+    random_network_distillation,
+    simhash,
+    visit_counts,
     with_evaluation,
 )
 from jaxalign.runtime import fit
 from jaxalign.runtime.chunks import named_leaves
 
 LAST_EVALUATION = 8  # times the episodes of one on the way
+HASH_BITS, BONUS_RATE = 16, 1e-3
 
 
 def run(options: Ppo, console: Console) -> dict[str, Any]:
@@ -57,7 +62,8 @@ def run(options: Ppo, console: Console) -> dict[str, Any]:
         fingerprint=_fingerprint(options, settings),
         progress=console,
     )
-    np.savez_compressed(options.out / "policy.npz", **{n: np.asarray(x) for n, x in named_leaves(state.params).items()})
+    policies: dict[str, Any] = {name: np.asarray(x) for name, x in named_leaves(state.params).items()}
+    np.savez_compressed(options.out / "policy.npz", **policies)
     episodes = _evaluate_all(options, settings, environment, model, state)
     metrics["step"] = (1 + np.arange(options.evaluations)) * (rollouts // options.evaluations) * settings.rollout
     report, results = write_report(options, settings, metrics, episodes)
@@ -125,15 +131,30 @@ def _evaluate_all(
     return jax.jit(lambda lanes: jax.lax.map(one, lanes))((state, keys))
 
 
-def _incentive(options: Ppo, settings: Settings, environment: Environment) -> Incentive | None:
+def _incentive(options: Ppo, settings: Settings, environment: Environment) -> Any:
+    """The bonus asked for; the seed's own key decides what a random network or hash looks like."""
+    seen, done = environment.observation_space, environment.action_space
+    coefficient = options.intrinsic_coefficient
+    match options.intrinsic:
+        case "rnd":
+            return random_network_distillation(
+                seen, optax.adam(BONUS_RATE), num_envs=settings.num_envs, coefficient=coefficient,
+                discount=settings.discount,
+            )  # fmt: skip
+        case "icm":
+            return intrinsic_curiosity(seen, done, optax.adam(BONUS_RATE), coefficient=coefficient)
+        case "counts" if isinstance(seen, Discrete):
+            return visit_counts(lambda steps: steps.next_observations, num_keys=seen.size, coefficient=coefficient)
+        case "counts":
+            code = simhash(jax.random.key(options.seed), tuple(seen.shape), bits=HASH_BITS)
+            return visit_counts(
+                lambda steps: code(steps.next_observations), num_keys=2**HASH_BITS, coefficient=coefficient
+            )
     return None
 
 
 def _fingerprint(options: Ppo, settings: Settings) -> dict[str, Any]:
     """What must be the same when a run is resumed."""
-    asked = {name: getattr(options, name) for name in ("env", "seeds", "seed", "intrinsic", "evaluations", "episodes")}
-    return {**asked, "hidden": list(options.hidden), **_listed(dataclasses.asdict(settings))}
-
-
-def _listed(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    free = {"out", "resume", *dataclasses.asdict(settings)}
+    asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in free}
+    return asked | dataclasses.asdict(settings)

@@ -14,6 +14,7 @@ _HOMES = {
     "Tokenizer": "tokenizer",
     "World": "demonstrations",
     "embedded_preferences": "embedded_pairs",
+    "from_gymnasium": "gymnasium_environments",
     "load_pretrained": "pretrained",
     "load_world": "demonstrations",
     "read_demonstrations": "demonstrations",

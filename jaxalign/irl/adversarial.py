@@ -128,7 +128,11 @@ def airl_reward(reward_network: Network, potential_network: Network, *, discount
 
 
 def discriminator(
-    adversary: AdversarialReward, optimizer: optax.GradientTransformation, *, batch_size: int | None = None
+    adversary: AdversarialReward,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int | None = None,
+    gradient_penalty: ArrayLike | None = None,
 ) -> Algorithm:
     """Logistic regression of expert against policy steps, from any environment, as an Algorithm over TrainState.
 
@@ -149,6 +153,8 @@ def discriminator(
             jax.nn.softplus(policy_logits), policy
         )
         right = lambda logits: 0.5 * (jnp.sign(logits) + 1.0)  # noqa: E731
+        if gradient_penalty is not None:
+            loss += gradient_penalty * _steepness(adversary, params, expert, policy)
         metrics = {
             "accuracy/expert": weighted_mean(right(expert_logits), expert),
             "accuracy/policy": weighted_mean(right(-policy_logits), policy),
@@ -156,6 +162,18 @@ def discriminator(
         return loss, metrics
 
     return gradient_algorithm(Network(adversary.init, lambda *_: None), objective, optimizer)
+
+
+def _steepness(adversary: AdversarialReward, params: Params, expert: Transitions, policy: Transitions) -> Array:
+    """Mean squared slope of the logits in the states of both sides, per deviation of the expert's states."""
+    deviation = jnp.std(expert.states, axis=0, keepdims=True)
+
+    def of(steps: Transitions) -> Array:
+        total = lambda states: jnp.sum(adversary.logits(params, steps._replace(states=states)))  # noqa: E731
+        slope = deviation * jax.grad(total)(steps.states)
+        return weighted_mean(jnp.sum(jnp.square(slope), axis=tuple(range(1, slope.ndim))), steps)
+
+    return 0.5 * (of(expert) + of(policy))
 
 
 def draw_transitions(key: Key, steps: Transitions, size: int) -> Transitions:

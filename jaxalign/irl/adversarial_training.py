@@ -67,6 +67,7 @@ def adversarial_imitation(
     expert: Transitions | None = None,
     discriminator_steps: int = 1,
     discriminator_batch: int | None = None,
+    gradient_penalty: ArrayLike | None = None,
 ) -> Algorithm:
     """Each step: the policy acts, the discriminator learns to tell its steps from the expert's, the policy improves.
 
@@ -81,7 +82,7 @@ def adversarial_imitation(
     "reward/policy" (means of the learned reward per step, after it), "entropy" (mean of -log pi over the policy's
     steps, nats), and the learner's own. Raises ValueError at trace time if there are no demonstrations.
     """
-    inner = discriminator(adversary, optimizer, batch_size=discriminator_batch)
+    inner = discriminator(adversary, optimizer, batch_size=discriminator_batch, gradient_penalty=gradient_penalty)
 
     def init(key: Key) -> AdversarialState:
         key, policy_key = jax.random.split(key)

@@ -48,6 +48,9 @@ class Outcome(NamedTuple):
     probability: float = 1.0
 
 
+Act = Callable[[State, int], list[Outcome]]
+
+
 def read_level(art: str) -> np.ndarray:
     """A drawing as characters [H, W]."""
     return np.array([list(line) for line in art.split()])
@@ -65,10 +68,10 @@ def move(level: np.ndarray, cell: Cell, action: int) -> Cell:
     return cell if level[after] == "#" else after
 
 
-def push(level: np.ndarray, agent: Cell, box: Cell, action: int) -> tuple[Cell, Cell]:
+def push(level: np.ndarray, agent: Cell, box: Cell | None, action: int) -> tuple[Cell, Cell | None]:
     """Where agent and box are after the agent moved, with the box before it if nothing stops that; `level` [H, W]."""
     after = move(level, agent, action)
-    if after != box:
+    if box is None or after != box:
         return after, box
     pushed = move(level, box, action)
     return (agent, box) if pushed == box else (after, pushed)
@@ -82,7 +85,7 @@ def in_corner(level: np.ndarray, cell: Cell) -> bool:
 
 def enumerate_states(
     starts: dict[State, float],
-    act: Callable[[State, int], list[Outcome]],
+    act: Act,
     ended: Callable[[State], bool],
     discount: ArrayLike,
     *,

@@ -19,8 +19,7 @@ token, not on its padding.
 Every function is its equation, differentiable in every float argument: `stop_gradient` is the caller's.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -63,16 +62,13 @@ def generalized_advantage_estimation(
     >>> generalized_advantage_estimation(r, v, v, ended, ended, discount=0.5, gae_lambda=1.0)[0].tolist()
     [1.0, 0.5]
     """
-    floats = as_float(rewards, values, next_values)
-    rows = _rows(floats, (terminated, done), (discount, gae_lambda), mask)
-
-    def terms(row: _Rows) -> tuple[Array, Array]:
-        (reward, value, next_value), (terminated, done), (discount, gae_lambda), _ = row
-        delta = reward + discount * jnp.where(terminated, 0.0, next_value) - value
-        return delta, jnp.where(done, 0.0, discount * gae_lambda)
-
-    advantages = _only_valid(rows, _backward_sum(terms, rows, method))
-    return advantages, advantages + floats[1]
+    rows = _rows(terminated, done, mask, rewards, values, next_values)
+    reward, value, next_value = rows.floats
+    discount, gae_lambda = (_per_step(x, reward) for x in (discount, gae_lambda))
+    delta = reward + discount * jnp.where(rows.terminated, 0.0, next_value) - value
+    decay = jnp.where(rows.done, 0.0, discount * gae_lambda)
+    advantages = _only_valid(_backward_sum(delta, decay, rows.valid, method), rows.valid)
+    return advantages, advantages + as_float(values)[0]
 
 
 def lambda_returns(
@@ -95,17 +91,12 @@ def lambda_returns(
     `next_values` of the row before. return_lambda 0 gives one-step targets, 1 Monte Carlo returns that bootstrap only
     where an episode was cut. Zeros at masked positions. Sutton & Barto (2018) eq. 12.18.
     """
-    floats = as_float(rewards, next_values)
-    final = jnp.zeros(floats[0].shape, bool).at[-1].set(True) if mask is None else _last_valid(mask)
-    rows = _rows(floats, (terminated, done, final), (discount, return_lambda), mask)
-
-    def terms(row: _Rows) -> tuple[Array, Array]:
-        (reward, next_value), (terminated, done, final), (discount, return_lambda), _ = row
-        carried = jnp.where(done | final, 0.0, return_lambda)
-        bootstrap = (1.0 - carried) * jnp.where(terminated, 0.0, next_value)
-        return reward + discount * bootstrap, discount * carried
-
-    return _only_valid(rows, _backward_sum(terms, rows, method))
+    rows = _rows(terminated, done, mask, rewards, next_values)
+    reward, next_value = rows.floats
+    discount, return_lambda = (_per_step(x, reward) for x in (discount, return_lambda))
+    carried = jnp.where(rows.done | _last(rows), 0.0, return_lambda)
+    base = reward + discount * (1.0 - carried) * jnp.where(rows.terminated, 0.0, next_value)
+    return _only_valid(_backward_sum(base, discount * carried, rows.valid, method), rows.valid)
 
 
 def discounted_returns(
@@ -119,13 +110,10 @@ def discounted_returns(
     >>> discounted_returns(jnp.array([1.0, 2.0, 4.0]), jnp.array([0, 1, 0]), discount=0.5).tolist()
     [2.0, 2.0, 4.0]
     """
-    rows = _rows(as_float(rewards), (done,), (discount,), mask)
-
-    def terms(row: _Rows) -> tuple[Array, Array]:
-        (reward,), (done,), (discount,), _ = row
-        return reward, jnp.where(done, 0.0, discount)
-
-    return _only_valid(rows, _backward_sum(terms, rows, method))
+    rows = _rows(done, done, mask, rewards)
+    (reward,) = rows.floats
+    decay = jnp.where(rows.done, 0.0, _per_step(discount, reward))
+    return _only_valid(_backward_sum(reward, decay, rows.valid, method), rows.valid)
 
 
 def vtrace(
@@ -160,91 +148,71 @@ def vtrace(
     next_values, so a truncated episode keeps the value of its true successor. Espeholt et al., arXiv:1802.01561 eq. 1,
     with gae_lambda as in their remark 2, and in the advantages too.
     """
-    floats = as_float(log_ratio, rewards, values, next_values)
-    rows = _rows(floats, (terminated, done), (discount, gae_lambda), mask)
-
-    def step(row: _Rows) -> tuple[Array, Array, Array]:
-        (log_ratio, reward, value, next_value), (terminated, done), (discount, gae_lambda), _ = row
-        delta = reward + discount * jnp.where(terminated, 0.0, next_value) - value
-        return jnp.exp(log_ratio), delta, jnp.where(done, 0.0, discount * gae_lambda)
-
-    def terms(row: _Rows) -> tuple[Array, Array]:
-        ratio, delta, decay = step(row)
-        return jnp.minimum(clip_rho, ratio) * delta, jnp.minimum(clip_c, ratio) * decay
-
-    error = _backward_sum(terms, rows, method)
+    rows = _rows(terminated, done, mask, log_ratio, rewards, values, next_values)
+    log_ratio, reward, value, next_value = rows.floats
+    discount, gae_lambda = (_per_step(x, reward) for x in (discount, gae_lambda))
+    ratio = jnp.exp(log_ratio)
+    delta = reward + discount * jnp.where(rows.terminated, 0.0, next_value) - value
+    decay = jnp.where(rows.done, 0.0, discount * gae_lambda)
+    corrected, carried = jnp.minimum(clip_rho, ratio) * delta, jnp.minimum(clip_c, ratio) * decay
+    error = _backward_sum(corrected, carried, rows.valid, method)
     # A masked row still holds the error of the next valid one here, which is what the row before it must see.
     following = jnp.concatenate([error[1:], jnp.zeros_like(error[:1])])
-    ratio, delta, decay = step(rows)
     advantages = jnp.minimum(clip_policy_rho, ratio) * (delta + decay * following)
-    return _only_valid(rows, advantages), _only_valid(rows, error) + floats[2]
+    return _only_valid(advantages, rows.valid), _only_valid(error, rows.valid) + as_float(values)[0]
 
 
 class _Rows(NamedTuple):
-    """The arguments as arrays [T, ...]: what is summed, the flags (bool), numbers per step [T, 1 or ...], the mask."""
+    """The arguments as arrays of one shape [T, ...]. valid: the mask, or None for all."""
 
-    floats: tuple[Array, ...]
-    flags: tuple[Array, ...]
-    numbers: tuple[Array, ...]
+    floats: list[Array]
+    terminated: Array
+    done: Array
     valid: Array | None
 
 
-def _rows(floats: Sequence[Array], flags: Sequence[ArrayLike], numbers: Sequence[ArrayLike], mask: Any) -> _Rows:
-    """Raises AssertionError showing the shapes if floats, flags and mask differ in theirs [T, ...]."""
-    like = floats[0]
-    bools = [jnp.asarray(flag).astype(bool) for flag in flags]
-    chex.assert_equal_shape([like, *bools])
-    per_step = []
-    for number in numbers:
-        x = jnp.asarray(number, like.dtype)
-        x = x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
-        per_step.append(jnp.broadcast_to(x, (len(like), *x.shape[1:])))
+def _rows(terminated: ArrayLike, done: ArrayLike, mask: ArrayLike | None, *floats: ArrayLike) -> _Rows:
+    """Raises AssertionError showing the shapes [T, ...] if they differ."""
+    arrays = as_float(*floats)
+    flags = [jnp.asarray(flag).astype(bool) for flag in (terminated, done, *([] if mask is None else [mask]))]
+    chex.assert_equal_shape([arrays[0], *flags])
     if mask is None:
-        return _Rows(tuple(floats), tuple(bools), tuple(per_step), None)
-    valid = jnp.asarray(mask).astype(bool)
-    chex.assert_equal_shape([like, valid])
+        return _Rows(arrays, *flags, None)
     # Zeros in place of what is masked, so that a NaN there stays out of gradients as well.
-    cleaned = tuple(jnp.where(valid, x, 0.0) for x in floats)
-    return _Rows(cleaned, tuple(bools), tuple(per_step), valid)
+    return _Rows([jnp.where(flags[2], x, 0.0) for x in arrays], *flags)
 
 
-def _only_valid(rows: _Rows, x: Array) -> Array:
-    return x if rows.valid is None else jnp.where(rows.valid, x, 0.0)
+def _per_step(number: ArrayLike, like: Array) -> Array:
+    return jnp.broadcast_to(jnp.asarray(number, like.dtype), like.shape)
 
 
-def _last_valid(mask: ArrayLike) -> Array:
-    """The last true position of each sequence, bool [T, ...]."""
-    valid = jnp.asarray(mask).astype(bool)
-    return valid & (lax.cumsum(valid.astype(jnp.int32), reverse=True) == 1)
+def _only_valid(x: Array, valid: Array | None) -> Array:
+    return x if valid is None else jnp.where(valid, x, 0.0)
 
 
-def _backward_sum(terms: Callable[[_Rows], tuple[Array, Array]], rows: _Rows, method: str) -> Array:
-    """x_t = base_t + decay_t x_{t+1}, [T, ...], after the last row 0, with base, decay = terms(rows).
+def _last(rows: _Rows) -> Array:
+    """The last valid position of each sequence, bool [T, ...]."""
+    if rows.valid is None:
+        return jnp.zeros(rows.done.shape, bool).at[-1].set(True)
+    return rows.valid & (lax.cumsum(rows.valid.astype(jnp.int32), reverse=True) == 1)
 
-    A masked row adds 0 and decays by 1: it hands on what it was given. `terms` works on one row or on all; the scan
-    calls it on each in turn, which on CPU is quicker than to write its results out first.
-    """
 
-    def masked(row: _Rows) -> tuple[Array, Array]:
-        base, decay = terms(row)
-        decay = jnp.broadcast_to(decay, base.shape)
-        if row.valid is None:
-            return base, decay
-        return jnp.where(row.valid, base, 0.0), jnp.where(row.valid, decay, 1.0)
-
+def _backward_sum(base: Array, decay: Array, valid: Array | None, method: str) -> Array:
+    """x_t = base_t + decay_t x_{t+1}, [T, ...], after the last row 0; where not valid x_t = x_{t+1}."""
+    if valid is not None:
+        # A row that adds 0 and decays by 1 hands on what it was given, so the loop knows nothing of masks.
+        base, decay = jnp.where(valid, base, 0.0), jnp.where(valid, decay, 1.0)
     if method == "scan":
 
-        def add(following: Array, row: _Rows) -> tuple[Array, Array]:
-            base, decay = masked(row)
-            total = base + decay * following
+        def add(following: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+            total = row[0] + row[1] * following
             return total, total
 
-        start = jnp.zeros(rows.floats[0].shape[1:], jnp.result_type(*rows.floats))
-        return lax.scan(add, start, rows, reverse=True)[1]
+        return lax.scan(add, jnp.zeros_like(base[0]), (base, decay), reverse=True)[1]
     if method == "associative":
 
         def join(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
             return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
 
-        return lax.associative_scan(join, masked(rows), reverse=True)[0]
+        return lax.associative_scan(join, (base, decay), reverse=True)[0]
     raise ValueError(f'method must be "scan" or "associative", got {method!r}')

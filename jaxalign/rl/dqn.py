@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign.algorithm import Algorithm, Network, TrainState, gradient_algorithm
+from jaxalign.algorithm import Algorithm, Network, Objective, TrainState, gradient_algorithm
 from jaxalign.environments.protocol import Discrete, Environment, check_environment, flat_size
 from jaxalign.environments.wrappers import batched, episode_statistics
 from jaxalign.networks import MLP
@@ -32,7 +32,8 @@ class Transitions(NamedTuple):
 class Replay(NamedTuple):
     """A ring of transitions, [C, ...]: new ones go over the oldest.
 
-    written: [] int32, how many there have been; the first min(written, C) rows are filled
+    written: [] int32, how many there have been, less whole rounds after the second; the first min(written, C) rows are
+        filled and the next goes to written % C
     """
 
     rows: Transitions
@@ -46,11 +47,13 @@ def empty_replay(like: Transitions, size: int) -> Replay:
 
 
 def remember(replay: Replay, new: Transitions) -> Replay:
-    """Write B new transitions; C must be a multiple of B, so that they never go over the end."""
-    size, count = len(replay.rows.rewards), len(new.rewards)
+    """Write new transitions [B, ...] as one slice: with B dividing C they never reach over the end."""
+    size = len(replay.rows.rewards)
     place = replay.written % size
     rows = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, place, 0), replay.rows, new)
-    return Replay(rows, replay.written + count)
+    written = replay.written + len(new.rewards)
+    # A count that only grew would pass int32 in a long run.
+    return Replay(rows, jnp.where(written >= 2 * size, written - size, written))
 
 
 def recall(key: Key, replay: Replay, num: int) -> Transitions:
@@ -104,10 +107,41 @@ def q_network(environment: Environment, *, hidden: Sequence[int] = (64, 64)) -> 
     return Network(mlp.init, lambda params, observations: mlp.apply(params, encode(space, observations)))
 
 
+def q_objective(network: Network, *, discount: ArrayLike) -> Objective:
+    """The mean Huber loss of Q(s, a) against `double_q_targets`; its batch is (Transitions [B, ...], target params)."""
+
+    def objective(params: Params, batch: tuple[Transitions, Params], key: Key) -> tuple[Array, Metrics]:
+        seen, target = batch
+        q = jnp.take_along_axis(network.apply(params, seen.observations), seen.actions[:, None], axis=1)[:, 0]
+        next_q, next_target_q = (network.apply(p, seen.next_observations) for p in (params, target))
+        targets = double_q_targets(seen.rewards, seen.terminated, next_q, next_target_q, discount=discount)
+        return jnp.mean(optax.huber_loss(q, jax.lax.stop_gradient(targets))), {"q": jnp.mean(q)}
+
+    return objective
+
+
 def _num_actions(caller: str, environment: Environment) -> int:
     if not isinstance(environment.action_space, Discrete):
         raise ValueError(f"{caller}: {environment.name} must have Discrete actions, not {environment.action_space}")
     return environment.action_space.size
+
+
+def epsilon_greedy(
+    network: Network, params: Params, *, epsilon: ArrayLike, num_actions: int
+) -> Callable[[Key, Array], tuple[Array, Array]]:
+    """(key, observations [N, ...]) -> (actions [N], log-probabilities [N]), for `collect`.
+
+    With probability epsilon an action is drawn uniformly from all A, otherwise it is the one of the highest value.
+    """
+
+    def act(key: Key, observations: Array) -> tuple[Array, Array]:
+        explore_key, action_key = jax.random.split(key)
+        best = jnp.argmax(network.apply(params, observations), axis=-1)
+        drawn = jax.random.randint(action_key, best.shape, 0, num_actions, best.dtype)
+        actions = jnp.where(jax.random.bernoulli(explore_key, epsilon, best.shape), drawn, best)
+        return actions, jnp.log(epsilon / num_actions + (1.0 - epsilon) * (actions == best))
+
+    return act
 
 
 def greedy(network: Network, params: Params) -> Callable[[Key, Array], Array]:
@@ -138,9 +172,9 @@ def dqn(
     target <- target + target_rate (params - target), after each of the `num_updates` gradient steps
 
     Args:
-        num_envs, num_steps: N and T, static.
         environment: with Discrete actions, not auto-resetting; see `check_environment`.
         network: apply(params, observations [B, ...]) -> [B, A], such as `q_network(environment)`.
+        num_envs, num_steps: N and T, static.
         batch_size: rows drawn uniformly, with replacement, for each gradient step.
         replay_size, warmup: rows kept, and rows of uniformly random actions that `init` fills in; multiples of N T.
         epsilon_start, epsilon_end, epsilon_steps: the share of random actions falls linearly from one to the other over
@@ -160,25 +194,10 @@ def dqn(
             "and 0 < warmup <= replay_size"
         )
     worlds = batched(episode_statistics(environment), num_envs)
-
-    def objective(params: Params, batch: tuple[Transitions, Params], key: Key) -> tuple[Array, Metrics]:
-        seen, target = batch
-        q = jnp.take_along_axis(network.apply(params, seen.observations), seen.actions[:, None], axis=1)[:, 0]
-        next_q, next_target_q = (network.apply(p, seen.next_observations) for p in (params, target))
-        targets = double_q_targets(seen.rewards, seen.terminated, next_q, next_target_q, discount=discount)
-        return jnp.mean(optax.huber_loss(q, jax.lax.stop_gradient(targets))), {"q": jnp.mean(q)}
-
-    learner = gradient_algorithm(network, objective, optimizer)
+    learner = gradient_algorithm(network, q_objective(network, discount=discount), optimizer)
 
     def act(params: Params, epsilon: ArrayLike) -> Callable[[Key, Array], tuple[Array, Array]]:
-        def choose(key: Key, observations: Array) -> tuple[Array, Array]:
-            explore_key, action_key = jax.random.split(key)
-            best = jnp.argmax(network.apply(params, observations), axis=-1)
-            random = jax.random.randint(action_key, (num_envs,), 0, num_actions)
-            actions = jnp.where(jax.random.bernoulli(explore_key, epsilon, (num_envs,)), random, best)
-            return actions, jnp.log(epsilon / num_actions + (1.0 - epsilon) * (actions == best))
-
-        return choose
+        return epsilon_greedy(network, params, epsilon=epsilon, num_actions=num_actions)
 
     def init(key: Key) -> DQNState:
         key, reset_key, act_key = jax.random.split(key, 3)
@@ -187,12 +206,10 @@ def dqn(
             act_key, worlds, act(start.params, 1.0), *worlds.reset(reset_key), num_steps=warmup // num_envs
         )
         seen = _transitions(steps)
-        replay = remember(empty_replay(seen, replay_size), seen)
-        # A copy, so that both can be donated.
-        target = jax.tree.map(jnp.copy, start.params)
         return DQNState(
-            start.step, start.params, start.opt_state, start.key,
-            target=target, replay=replay, observations=observations, world=world,
+            start.step, start.params, start.opt_state, start.key, observations=observations, world=world,
+            target=jax.tree.map(jnp.copy, start.params),  # a copy, so that both can be donated
+            replay=remember(empty_replay(seen, replay_size), seen),
         )  # fmt: skip
 
     def step(state: DQNState, batch: None) -> tuple[DQNState, Metrics]:
@@ -209,9 +226,8 @@ def dqn(
             inner, metrics = learner.step(inner, (recall(key, replay, batch_size), target))
             return (inner, optax.incremental_update(inner.params, target, target_rate)), metrics
 
-        inner = TrainState(state.step, state.params, state.opt_state, learn_key)
-        keys = jax.random.split(replay_key, num_updates)
-        (inner, target), metrics = jax.lax.scan(update, (inner, state.target), keys)
+        start = (TrainState(state.step, state.params, state.opt_state, learn_key), state.target)
+        (inner, target), metrics = jax.lax.scan(update, start, jax.random.split(replay_key, num_updates))
         state = state.replace(
             step=state.step + 1, params=inner.params, opt_state=inner.opt_state, key=key,
             target=target, replay=replay, observations=observations, world=world,

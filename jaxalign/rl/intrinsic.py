@@ -13,12 +13,12 @@ class IntrinsicReward(NamedTuple):
     """An Incentive (init, apply) that can also be asked what it finds new.
 
     init: key -> state
-    apply: (state, Steps [T, N, ...], key) -> (state, rewards [T, N], metrics), rewards = steps.rewards + coefficient bonus
-    bonus: (state, x) -> [...], of any x [..., ...] as the state stands, learning nothing; what x is, each says
+    apply: (state, Steps [T, N, ...], key) -> (state, rewards [T, N], metrics), with
+        rewards = steps.rewards + coefficient * bonus, bonus as it was before the state learned from these steps
+    bonus: (state, x) -> [...], of any x as the state stands, learning nothing; each kind says what its x is
 
-    `random_network_distillation`, `intrinsic_curiosity` and `visit_counts` are of this form. A learner with one value
-    function treats the bonus as any reward: discounted as the rest, and lost where an episode terminates. A bonus fades
-    as it is learned from, so returns drift: give PPO no anneal that ends before the reward is found.
+    `random_network_distillation`, `intrinsic_curiosity` and `visit_counts` make one. A learner with one value function
+    takes the bonus as any other reward: with the same discount, and with nothing to come after a terminal state.
     """
 
     init: Callable[[Key], Any]

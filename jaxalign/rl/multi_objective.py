@@ -124,7 +124,7 @@ def constrained_value_iteration(
 
     The multiplier is where the plan for reward - multiplier * cost goes from beyond the budget to within it, found by
     bisection; the plans of both sides are best there, and the mixture of their occupancies that spends exactly the
-    budget is an optimum (Altman 1999, chapter 3). For several constraints, or through gradients, see
+    budget is an optimum (Altman 1999). For several constraints, or through gradients, see
     `jaxalign.irl.constrained`, and `align_values` with `costs`.
 
     reward, cost: [S], [S, A] or [S, A, S].

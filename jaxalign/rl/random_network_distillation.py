@@ -87,6 +87,7 @@ def random_network_distillation(
         return jnp.sum(jnp.where(kept, errors, 0.0)) / jnp.maximum(jnp.sum(kept, dtype=errors.dtype), 1.0), {}
 
     learner = gradient_algorithm(predictor, objective, optimizer)
+    passes = {"num_epochs": num_epochs, "num_minibatches": num_minibatches}
 
     def init(key: Key) -> DistillationState:
         target_key, predictor_key = jax.random.split(key)
@@ -111,9 +112,7 @@ def random_network_distillation(
         moments = update_moments(state.moments, rows)
         rows, wanted, error = compare(state, moments, rows)
         scale, new = scale_rewards(state.scale, error, jnp.zeros_like(steps.done), discount=discount, clip=jnp.inf)
-        trained, metrics = epochs(
-            learner, state.predictor, flatten((rows, wanted)), key, num_epochs=num_epochs, num_minibatches=num_minibatches
-        )
+        trained, metrics = epochs(learner, state.predictor, flatten((rows, wanted)), key, **passes)
         return DistillationState(state.target, trained, moments, scale), new, {"intrinsic/rnd_loss": metrics["loss"]}
 
     return intrinsic_reward(init, bonus, learn, coefficient=coefficient, name="rnd")

@@ -23,7 +23,7 @@ def reachability(
     R[y, y] = 1 and R[x, y] = max_a discount E_{s'} R[s', y] otherwise, with no way out of a terminal state: the values
     of S problems with one target each, iterated together. With discount 1 it is the greatest probability of ever
     reaching y, so 0 or 1 in a deterministic world. The MDP's own discount plays no part.
-    Krakovna et al. (2019, arXiv:1806.01186), section 3.
+    Krakovna et al. (2019, arXiv:1806.01186).
     """
     reached = jnp.eye(mdp.num_states, dtype=mdp.initial.dtype)
 
@@ -61,7 +61,7 @@ def inaction_rollout(mdp: TabularMDP, values: Array, *, noop: int, discount: Arr
     """(1 - discount) sum_k discount^k E values[s_k], where s_0 is the state and all that follows is doing nothing.
 
     values: [S, F] gives [S, F]. It makes deviations see effects that come about later by themselves (Krakovna et al.,
-    2019, section 2.3); discount 0 leaves `values`, discount near 1 looks at how things end. Terminal states stay.
+    2019); discount 0 leaves `values`, discount near 1 looks at how things end. Terminal states stay.
     """
     stay = jnp.eye(mdp.num_states, dtype=mdp.initial.dtype)
     between = jnp.where(mdp.terminal[:, None], stay, dense_transition(mdp.transition)[:, noop])
@@ -78,7 +78,7 @@ def value_difference(
 ) -> Array:
     """deviation[x, y] = mean_f summary(baseline_values[y, f] - values[x, f]), [S, S].
 
-    Krakovna et al. (2019), eq. 2. Shared out over f, a loss counts as much as the share of what can be wanted that it
+    Krakovna et al. (2019). Shared out over f, a loss counts as much as the share of what can be wanted that it
     concerns; `jnp.abs` counts gains as well, `jax.nn.relu` only losses.
 
     Args:
@@ -94,7 +94,7 @@ def value_difference(
 def relative_reachability(reach: Array, baseline_reach: Array | None = None) -> Array:
     """deviation[x, y] = mean_z max(0, reach[y, z] - reach[x, z]): what x has lost of all that y can reach, [S, S].
 
-    reach, baseline_reach: [S, S], as they are or after `inaction_rollout`. Krakovna et al. (2019), eq. 1.
+    reach, baseline_reach: [S, S], as they are or after `inaction_rollout`. Krakovna et al. (2019).
     """
     return value_difference(reach, baseline_reach, summary=jax.nn.relu)
 
@@ -102,8 +102,8 @@ def relative_reachability(reach: Array, baseline_reach: Array | None = None) -> 
 def scale_by_baseline(deviation: Array, baseline_values: Array) -> Array:
     """deviation[x, y] / mean_f |baseline_values[y, f]|, [S, S]: a share of what the baseline can attain.
 
-    With the deviation of `value_difference` it is Turner et al. (2020, arXiv:1902.09725), eq. 2 and 4. Where nothing
-    can be attained from the baseline the deviation stays as it is. baseline_values: [S, F].
+    With the deviation of `value_difference` it is the scaled penalty of Turner et al. (2020, arXiv:1902.09725). Where
+    nothing can be attained from the baseline the deviation stays as it is. baseline_values: [S, F].
     """
     scale = jnp.mean(jnp.abs(baseline_values), axis=-1)
     return deviation / jnp.where(scale > 0.0, scale, 1.0)[None, :]

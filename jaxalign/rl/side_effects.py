@@ -41,7 +41,7 @@ class Baseline(NamedTuple):
 
 
 def starting_state(mdp: TabularMDP) -> Baseline:
-    """Compare with the state the episode began in, one of those S that have an initial probability.
+    """Compare with the state the episode began in: S' pairs of one of S states and one with mdp.initial[s] > 0.
 
     Blames the agent for all that happens, so that it may hinder what others do (interference).
     """
@@ -49,22 +49,24 @@ def starting_state(mdp: TabularMDP) -> Baseline:
 
 
 def inaction(mdp: TabularMDP, *, noop: int) -> Baseline:
-    """Compare with the state in which the world, of S states, would be had the agent never done anything.
+    """Compare with the state in which the world would be had the agent never done anything: b <- next_state[b, noop].
 
-    Goes on blaming it for what it did on purpose, so that it may undo its own work (offsetting).
+    S' pairs of one of S states and one that doing nothing from the start leads to. Goes on blaming the agent for what
+    it did on purpose, so that it may undo its own work (offsetting).
     Raises ValueError if action `noop` is not deterministic: then there is no one such state.
     """
     return _paired(mdp, _doing_nothing(mdp, noop, "inaction"))
 
 
 def stepwise_inaction(mdp: TabularMDP, *, noop: int) -> Baseline:
-    """Compare with the state that doing nothing now, and not all along, would lead to; the states are the world's S.
+    """Compare with the state that doing nothing now, and not all along, would lead to; the states [S] are the world's.
 
-    Doing nothing is never penalised. Turner et al. (2020, arXiv:1902.09725), section 3.
+    Doing nothing is never penalised. Turner et al. (2020, arXiv:1902.09725).
     Raises ValueError if action `noop` is not deterministic.
     """
     sparse = mdp.replace(transition=sparse_transition(mdp.transition))
-    return Baseline(sparse, np.arange(mdp.num_states), _doing_nothing(mdp, noop, "stepwise_inaction"))
+    after = _doing_nothing(mdp, noop, "stepwise_inaction")
+    return Baseline(sparse, jnp.arange(mdp.num_states), jnp.asarray(after))
 
 
 def side_effect_penalty(baseline: Baseline, deviation: Array) -> Array:
@@ -126,7 +128,7 @@ class Design(NamedTuple):
 def attainable_utility_designs(
     key: Key, mdp: TabularMDP, *, noop: int, num_rewards: int = 30, discount: ArrayLike = 0.996
 ) -> dict[str, Design]:
-    """Attainable utility preservation and its ablations (Turner et al., 2020, section 4) for the S states of `mdp`.
+    """Attainable utility preservation and its ablations (Turner et al., 2020) for the S states of `mdp`.
 
     The auxiliary rewards are uniform on [0, 1], one number per state. All deviations are shares of what the baseline
     can attain (`scale_by_baseline`). All but "model-free" compare after an `inaction_rollout`, the starting state's own
@@ -145,7 +147,7 @@ def attainable_utility_designs(
 
 
 def reachability_designs(mdp: TabularMDP, *, noop: int, discount: ArrayLike = 0.99) -> dict[str, Design]:
-    """Unreachability and relative reachability with each baseline (Krakovna et al., 2019, section 4); S states.
+    """Unreachability and relative reachability from each baseline, [S, S] (Krakovna et al., 2019, arXiv:1806.01186).
 
     Relative reachability from the stepwise baseline is after an `inaction_rollout`. discount: of reachabilities and
     of that rollout.
@@ -212,4 +214,5 @@ def _paired(mdp: TabularMDP, after: np.ndarray) -> Baseline:
     start = np.zeros((states, pairs), initial.dtype)
     start[baselines, range(pairs)] = initial[baselines]
     both = TabularMDP(SparseTransition(next_state, probability), start.reshape(-1), terminal, mdp.discount)
-    return Baseline(both, np.repeat(np.arange(states), pairs), np.tile(after[baselines], states))
+    state, compared = np.repeat(np.arange(states), pairs), np.tile(after[baselines], states)
+    return Baseline(both, jnp.asarray(state), jnp.asarray(compared))

@@ -25,8 +25,9 @@ def visit_counts(count_of: Callable[[Steps], Array], *, num_keys: int, coefficie
             `steps.next_observations`. A number outside is paid NaN and not counted.
         num_keys: K, static.
 
-    State: counts int32 [K]. `bonus(state, keys [...])` is what one more visit would earn. Metrics "intrinsic/count_bonus"
-    and "intrinsic/visited", the share of the table ever visited.
+    `bonus(state, keys [...])` is what one more visit would earn. State: counts int32 [K]. Metrics
+    "intrinsic/count_bonus" and "intrinsic/visited", the share of the table ever visited.
+    Raises ValueError at trace time if count_of gives another shape, or no integers.
     Strehl & Littman 2008 (MBIE-EB) with state-actions; Tang et al., arXiv:1611.04717, section 2.2 with states.
     """
 

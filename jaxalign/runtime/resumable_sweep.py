@@ -127,7 +127,8 @@ def _write(path: Path, arrays: list[np.ndarray]) -> None:
     """All or nothing: written beside its place, then moved."""
     beside = path.with_suffix(".part")
     with beside.open("wb") as file:
-        np.savez(file, **{f"leaf{i}": array for i, array in enumerate(arrays)})
+        leaves: dict[str, Any] = {f"leaf{i}": array for i, array in enumerate(arrays)}
+        np.savez(file, **leaves)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)

@@ -14,7 +14,17 @@ from jaxalign.environments.pendulum import pendulum
 from jaxalign.environments.tabular import tabular_environment
 from jaxalign.mdp.gridworlds import gridworld
 from jaxalign.mdp.planning import value_iteration
-from jaxalign.rl.dqn import Transitions, double_q_targets, dqn, empty_replay, greedy, q_network, recall, remember
+from jaxalign.rl.dqn import (
+    Transitions,
+    double_q_targets,
+    dqn,
+    empty_replay,
+    epsilon_greedy,
+    greedy,
+    q_network,
+    recall,
+    remember,
+)
 from jaxalign.rl.rollout import evaluate
 
 DISCOUNT = 0.8
@@ -99,10 +109,23 @@ def test_replay_is_a_ring_and_only_what_was_written_is_drawn():
     for start in (5.0, 7.0):
         replay = write(replay, rows(start))
     np.testing.assert_array_equal(replay.rows.rewards, [7, 8, 3, 4, 5, 6])
+    for start in range(9, 37, 2):
+        replay = write(replay, rows(start))
+    assert 6 <= replay.written < 12
+    np.testing.assert_array_equal(replay.rows.rewards, [31, 32, 33, 34, 35, 36])
     drawn = draw(jax.random.key(0), replay, 100)
-    np.testing.assert_array_equal(np.unique(drawn.rewards), [3, 4, 5, 6, 7, 8])
+    np.testing.assert_array_equal(np.unique(drawn.rewards), np.arange(31, 37))
     np.testing.assert_array_equal(drawn.observations[:, 0], drawn.rewards)
     np.testing.assert_array_equal(drawn.terminated, drawn.rewards > 2)
+
+
+def test_epsilon_greedy_says_how_likely_its_actions_were():
+    network = Network(lambda key: (), lambda params, seen: jnp.outer(seen, jnp.array([0.0, 2.0, 1.0])))
+    act = epsilon_greedy(network, (), epsilon=0.3, num_actions=3)
+    actions, log_probs = jax.jit(act)(jax.random.key(0), jnp.ones(10_000))
+    np.testing.assert_allclose(np.bincount(actions) / 10_000, [0.1, 0.8, 0.1], atol=0.015)
+    np.testing.assert_allclose(np.exp(log_probs), np.where(actions == 1, 0.8, 0.1), rtol=1e-5)
+    assert greedy(network, ())(jax.random.key(0), jnp.ones(())) == 1
 
 
 def test_double_q_targets():
