@@ -11,7 +11,7 @@ DISCOUNT, GAE_LAMBDA = 0.99, 0.95
 
 
 class Steps(NamedTuple):
-    """[T, N] float32 and bool; `beyond` [N] is the value after the last row."""
+    """R rollouts, [R, T, N] float32 and bool; `beyond` [R, N] is the value after the last row."""
 
     rewards: np.ndarray
     values: np.ndarray
@@ -24,25 +24,25 @@ class Steps(NamedTuple):
 def make_steps(case: dict[str, Any], *, truncation: bool = True) -> Steps:
     """Normal rewards and values; an episode terminates at a step with probability 1 %, and is cut off with as much."""
     rng = np.random.default_rng(case["seed"])
-    shape = (case["steps"], case["environments"])
+    shape = (case["rollouts"], case["steps"], case["environments"])
     rewards, values, successors = rng.standard_normal((3, *shape), np.float32)
     terminated, cut = rng.random((2, *shape)) < 0.01
     done = terminated | cut if truncation else terminated
-    following = np.concatenate([values[1:], successors[-1:]])
-    return Steps(rewards, values, np.where(done, successors, following), terminated, done, successors[-1])
+    following = np.concatenate([values[:, 1:], successors[:, -1:]], axis=1)
+    return Steps(rewards, values, np.where(done, successors, following), terminated, done, successors[:, -1])
 
 
 def expected_advantages(steps: Steps) -> np.ndarray:
-    """[T, N], by a loop in float64."""
+    """[R, T, N], by a loop in float64."""
     rewards, values, next_values = (np.asarray(x, np.float64) for x in steps[:3])
     deltas = rewards + DISCOUNT * ~steps.terminated * next_values - values
-    advantages, following = np.zeros_like(deltas), np.zeros(deltas.shape[1])
-    for t in reversed(range(len(deltas))):
-        following = deltas[t] + DISCOUNT * GAE_LAMBDA * ~steps.done[t] * following
-        advantages[t] = following
+    advantages, following = np.zeros_like(deltas), np.zeros_like(deltas[:, 0])
+    for t in reversed(range(deltas.shape[1])):
+        following = deltas[:, t] + DISCOUNT * GAE_LAMBDA * ~steps.done[:, t] * following
+        advantages[:, t] = following
     return advantages
 
 
 def max_error(advantages: np.ndarray, steps: Steps) -> float:
-    """The largest difference from `expected_advantages`, [T, N] both."""
+    """The largest difference from `expected_advantages`, [R, T, N] both."""
     return float(np.abs(np.asarray(advantages, np.float64) - expected_advantages(steps)).max())

@@ -52,3 +52,35 @@ def test_recover_reward(tmp_path, monkeypatch):
 def test_sweep():
     smaller = ("8, 60, 16, 48", "2, 4, 4, 48")
     assert len(run("sweep_beta.py", [smaller]).splitlines()) == 7
+
+
+@pytest.mark.slow
+def test_side_effects():
+    worlds = 'WORLDS = ("corner_box", "crossing", "shutdown", "belt_vase", "belt_sushi", "omelette")'
+    assert "utility, AUP" in run("side_effects.py", [(worlds, 'WORLDS = ("shutdown",)')])
+
+
+@pytest.mark.slow
+def test_fault_tolerance(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    smaller = ("HEIGHT, WIDTH, RATES, LEVELS = 5, 10, 11, 2", "HEIGHT, WIDTH, RATES, LEVELS = 3, 5, 3, 2")
+    assert "PR-MDP" in run("fault_tolerance.py", [smaller])
+
+
+@pytest.mark.slow
+def test_curiosity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "with RND" in run("curiosity.py", [("10, 8, 200, 16", "4, 2, 3, 2")])
+
+
+@pytest.mark.slow
+def test_sweep_ppo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    smaller = ("SEEDS, STEPS = 8, 60_000", "SEEDS, STEPS = 2, 2_000")
+    assert len(run("sweep_ppo.py", [smaller]).splitlines()) == 8
+
+
+@pytest.mark.slow
+def test_successive_halving():
+    smaller = ("SETTINGS, SEEDS, STEPS = 16, 4, 8_192", "SETTINGS, SEEDS, STEPS = 4, 2, 1_024")
+    assert "best" in run("successive_halving.py", [smaller])

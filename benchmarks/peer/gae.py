@@ -23,12 +23,16 @@ def run_rlax(case):
     def one(rewards, done, values):
         return rlax.truncated_generalized_advantage_estimation(rewards, DISCOUNT * (1.0 - done), GAE_LAMBDA, values)
 
-    def estimate(rewards, values, done):
+    def rollout(arrays):
+        rewards, values, done = arrays
         advantages = jax.vmap(one, in_axes=1, out_axes=1)(rewards, done, values)
         return advantages, advantages + values[:-1]
 
+    def estimate(*arrays):
+        return jax.lax.map(rollout, arrays)
+
     def arrays(steps):
-        values = np.concatenate([steps.values, steps.beyond[None]])
+        values = np.concatenate([steps.values, steps.beyond[:, None]], axis=1)
         return [jnp.asarray(x) for x in (steps.rewards, values, steps.done)]
 
     jax.config.update("jax_enable_compilation_cache", False)
@@ -37,7 +41,7 @@ def run_rlax(case):
         estimate,
         *arrays(steps),
         unit="steps",
-        amount=case["steps"] * case["environments"],
+        amount=case["steps"] * case["environments"] * case["rollouts"],
         repeats=case["repeats"],
         quality=lambda out: {
             "max_error": max_error(out[0], steps),
@@ -56,24 +60,24 @@ def run_torchrl(case):
 
     def arrays(steps):
         order = (steps.values, steps.next_values, steps.rewards, steps.done, steps.terminated)
-        return [torch.as_tensor(x.T[..., None].copy(), device=device) for x in order]
+        return [torch.as_tensor(x.swapaxes(1, 2)[..., None].copy(), device=device) for x in order]
 
     def timed(form):
         @torch.no_grad()
         def estimate(*steps):
-            found = form(DISCOUNT, GAE_LAMBDA, *steps)
+            found = [form(DISCOUNT, GAE_LAMBDA, *rollout) for rollout in zip(*steps, strict=True)]
             if device == "cuda":
                 torch.cuda.synchronize()
             return found
 
         def back(out):
-            return out[0][..., 0].T.cpu().numpy()
+            return np.stack([advantages[..., 0].T.cpu().numpy() for advantages, _ in out])
 
         return measure_host(
             estimate,
             *arrays(steps),
             unit="steps",
-            amount=case["steps"] * case["environments"],
+            amount=case["steps"] * case["environments"] * case["rollouts"],
             repeats=case["repeats"],
             quality=lambda out: {
                 "max_error": max_error(back(out), steps),

@@ -76,7 +76,13 @@ def _measure(key: Any, returns: np.ndarray) -> dict[str, Any]:
     found: dict[str, Any] = {"seeds": scores.tolist()}
     for name, statistic in (("iqm", interquartile_mean), ("mean", np.mean)):
         found[name] = [float(statistic(scores))]
-    if len(scores) > 1:
-        found["iqm"] += [float(x) for x in bootstrap_interval(key, scores, statistic=interquartile_mean)]
-        found["mean"] += [float(x) for x in bootstrap_interval(key, scores)]
+        if len(scores) > 1:
+            found[name] += [float(x) for x in _interval(key, scores)[name]]
     return found
+
+
+@jax.jit
+def _interval(key: Any, scores: Any) -> dict[str, Any]:
+    """95% bootstrap intervals of the middle and the mean of scores [seeds]."""
+    middle = bootstrap_interval(key, scores, statistic=interquartile_mean)
+    return {"iqm": middle, "mean": bootstrap_interval(key, scores)}

@@ -108,7 +108,7 @@ def _lanes(
     # One lane after another on a CPU: side by side the small matrices gain nothing and compile twice as long.
     mode = "map" if jax.default_backend() == "cpu" else "vmap"
     copies = replicate(Algorithm(algorithm(1e-3, 0.0).init, step), len(lanes), mode=mode)
-    return Algorithm(copies.init, lambda state, _: copies.step(state, (rates, entropies)))
+    return Algorithm(jax.jit(copies.init), lambda state, _: copies.step(state, (rates, entropies)))
 
 
 def _episodes(

@@ -136,11 +136,19 @@ def discriminator(
 ) -> Algorithm:
     """Logistic regression of expert against policy steps, from any environment, as an Algorithm over TrainState.
 
-    objective = mean_expert softplus(-logits) + mean_policy softplus(logits), means weighted by `weights`
+    objective = mean_expert softplus(-logits) + mean_policy softplus(logits) + gradient_penalty steepness
+    steepness = the squared slope of the logits in states and next_states, mean of mean_expert and mean_policy
 
-    A batch is (expert Transitions [B], policy Transitions [B']), of each of which `batch_size` rows are drawn
-    (`draw_transitions`), or all taken (None). Metrics: "loss", "accuracy/expert" and "accuracy/policy" (shares told
-    rightly, 0.5 each for a logit of 0), "gradient_norm".
+    Means are weighted by `weights`. A batch is (expert Transitions [B], policy Transitions [B']).
+
+    Args:
+        batch_size: rows drawn of each side, by `draw_transitions`; None: all.
+        gradient_penalty: keeps a discriminator that could tell the sides apart at once from saying so too surely, where
+            nothing is left to learn from. Slopes are per standard deviation of the expert's states [B, ...], which must
+            be real numbers. None: no penalty. Mescheder, Geiger & Nowozin, arXiv:1801.04406 eq. 9, on both sides.
+
+    Metrics: "loss", "accuracy/expert" and "accuracy/policy" (shares told rightly, 0.5 each for a logit of 0),
+    "gradient_norm".
     """
 
     def objective(params: Params, batch: tuple[Transitions, Transitions], key: Key) -> tuple[Array, Metrics]:
@@ -164,18 +172,6 @@ def discriminator(
     return gradient_algorithm(Network(adversary.init, lambda *_: None), objective, optimizer)
 
 
-def _steepness(adversary: AdversarialReward, params: Params, expert: Transitions, policy: Transitions) -> Array:
-    """Mean squared slope of the logits in the states of both sides, per deviation of the expert's states."""
-    deviation = jnp.std(expert.states, axis=0, keepdims=True)
-
-    def of(steps: Transitions) -> Array:
-        total = lambda states: jnp.sum(adversary.logits(params, steps._replace(states=states)))  # noqa: E731
-        slope = deviation * jax.grad(total)(steps.states)
-        return weighted_mean(jnp.sum(jnp.square(slope), axis=tuple(range(1, slope.ndim))), steps)
-
-    return 0.5 * (of(expert) + of(policy))
-
-
 def draw_transitions(key: Key, steps: Transitions, size: int) -> Transitions:
     """`size` of the steps [B], drawn with replacement in proportion to their weights, so that they weigh the same."""
     rows = steps.terminated.shape[0]
@@ -191,6 +187,28 @@ def weighted_mean(values: Array, steps: Transitions) -> Array:
     # A step that does not count may hold anything: 0 * inf is NaN.
     values = jnp.where(steps.weights > 0, values, 0.0)
     return jnp.sum(steps.weights * values) / jnp.sum(steps.weights)
+
+
+def _steepness(adversary: AdversarialReward, params: Params, expert: Transitions, policy: Transitions) -> Array:
+    """Mean over both sides' steps of |d logits / d states|^2 + |d logits / d next_states|^2, states in deviations."""
+    if not jnp.issubdtype(expert.states.dtype, jnp.floating):
+        raise ValueError(f"gradient_penalty: states must be real to have slopes in them, got {expert.states.dtype}")
+
+    def average(x: Array) -> Array:
+        return jax.vmap(lambda column: weighted_mean(column, expert), in_axes=1)(x.reshape(len(x), -1))[None, :]
+
+    rows = expert.states.reshape(len(expert.states), -1)
+    deviation = jnp.sqrt(average(jnp.square(rows - average(rows))))
+
+    def of(steps: Transitions) -> Array:
+        def total(states: Array, next_states: Array) -> Array:
+            return jnp.sum(adversary.logits(params, steps._replace(states=states, next_states=next_states)))
+
+        slopes = jax.grad(total, argnums=(0, 1))(steps.states, steps.next_states)
+        per_deviation = jnp.concatenate([deviation * x.reshape(len(x), -1) for x in slopes], axis=1)
+        return weighted_mean(jnp.sum(jnp.square(per_deviation), axis=1), steps)
+
+    return 0.5 * (of(expert) + of(policy))
 
 
 def _score(network: Network, params: Params, steps: Transitions) -> Array:

@@ -43,7 +43,7 @@ class PolicyLearner(NamedTuple):
     improve: (policy, reward, Transitions, key) -> (policy, metrics): raise
         E sum_t discount^t (reward_t - temperature log pi(a_t | s_t)), where reward maps Transitions [B] to [B], and the
         Transitions are the rollout's. AIRL needs temperature 1: a learner of plain returns (PPO without an entropy
-        bonus) gets there with the reward `airl_logits(reward(steps), steps.log_probs)`.
+        bonus) gets there with the reward `airl_logits(reward(steps), steps.log_probs)`, as `rl.ppo_learner` can.
     """
 
     init: Callable[[Key], Any]
@@ -76,7 +76,7 @@ def adversarial_imitation(
         adversary: `gail_reward` or `airl_reward`.
         expert: the demonstrations [B], used when the step's batch is None; else the batch is Transitions [B].
         discriminator_steps: gradient steps on the same transitions before the policy improves.
-        discriminator_batch: rows of the expert and of the policy drawn for each of them; None: all.
+        discriminator_batch, gradient_penalty: `batch_size` and `gradient_penalty` of `discriminator`.
 
     State: AdversarialState. Metrics: those of `discriminator` at its last gradient step, "reward/expert" and
     "reward/policy" (means of the learned reward per step, after it), "entropy" (mean of -log pi over the policy's

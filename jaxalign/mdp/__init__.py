@@ -3,6 +3,7 @@
 from jaxalign.mdp.discounted_sum import discounted_sum
 from jaxalign.mdp.fixed_point import FixedPoint, fixed_point
 from jaxalign.mdp.gridworlds import Objectworld, cliff, cliff_reward, gridworld, objectworld
+from jaxalign.mdp.level_drawings import Outcome, SafetyGridworld, State, enumerate_states, read_level
 from jaxalign.mdp.planning import (
     Plan,
     SoftPlan,
@@ -15,13 +16,13 @@ from jaxalign.mdp.planning import (
 )
 from jaxalign.mdp.robust import robust_policy_evaluation, robust_value_iteration
 from jaxalign.mdp.safety_gridworlds import (
-    SafetyGridworld,
     absent_supervisor,
     boat_race,
     distributional_shift,
     off_switch,
     side_effects,
 )
+from jaxalign.mdp.side_effect_worlds import belt_sushi, belt_vase, corner_box, crossing, omelette, shutdown
 from jaxalign.mdp.tabular import TabularMDP, action_reward, arrival_reward, random_mdp
 from jaxalign.mdp.transitions import (
     GridTransition,
@@ -51,21 +52,28 @@ __all__ = [
     "KLBall",
     "L1Ball",
     "Objectworld",
+    "Outcome",
     "Plan",
     "SafetyGridworld",
     "SoftPlan",
     "SparseTransition",
+    "State",
     "TabularMDP",
     "absent_supervisor",
     "action_reward",
     "arrival_reward",
     "bellman_q",
+    "belt_sushi",
+    "belt_vase",
     "boat_race",
     "cliff",
     "cliff_reward",
+    "corner_box",
+    "crossing",
     "dense_transition",
     "discounted_sum",
     "distributional_shift",
+    "enumerate_states",
     "expected_next",
     "expected_return",
     "fixed_point",
@@ -73,12 +81,15 @@ __all__ = [
     "objectworld",
     "occupancy_measure",
     "off_switch",
+    "omelette",
     "policy_evaluation",
     "push_forward",
     "random_mdp",
+    "read_level",
     "robust_policy_evaluation",
     "robust_value_iteration",
     "sample_next",
+    "shutdown",
     "side_effects",
     "soft_value_iteration",
     "sparse_transition",

@@ -7,20 +7,7 @@ from jaxalign.rl.action_robust import (
 )
 from jaxalign.rl.actor_critic import ActorCritic, PolicyHead, act_with, actor_critic, draw, encode, policy_head
 from jaxalign.rl.advantages import discounted_returns, generalized_advantage_estimation, lambda_returns, vtrace
-from jaxalign.rl.dqn import (
-    DQNState,
-    Replay,
-    Transitions,
-    double_q_targets,
-    dqn,
-    empty_replay,
-    epsilon_greedy,
-    greedy,
-    q_network,
-    q_objective,
-    recall,
-    remember,
-)
+from jaxalign.rl.dqn import DQNState, double_q_targets, dqn, epsilon_greedy, greedy, q_network, q_objective
 from jaxalign.rl.environment_faults import (
     Delayed,
     Faulty,
@@ -68,6 +55,7 @@ from jaxalign.rl.faults import (
 from jaxalign.rl.group_relative import grpo_advantages, rloo_advantages
 from jaxalign.rl.imitation import (
     ImitatorState,
+    absorbing_transitions,
     as_transitions,
     behavioural_cloning,
     demonstrations,
@@ -93,17 +81,7 @@ from jaxalign.rl.multi_objective import (
     pareto_front,
 )
 from jaxalign.rl.policy_losses import policy_gradient_loss, ppo_policy_loss, ppo_value_loss
-from jaxalign.rl.ppo import (
-    PPOParts,
-    PPOState,
-    assemble,
-    explained_variance,
-    observed,
-    ppo,
-    ppo_optimizer,
-    ppo_parts,
-    surrogate_loss,
-)
+from jaxalign.rl.ppo import PPOParts, PPOState, observed, ppo, ppo_optimizer, ppo_parts, surrogate_loss
 from jaxalign.rl.ppo_details import DETAILS, Detail
 from jaxalign.rl.random_network_distillation import DistillationState, random_network_distillation
 from jaxalign.rl.reachability import (
@@ -118,8 +96,6 @@ from jaxalign.rl.reachability import (
 from jaxalign.rl.recurrent_ppo import (
     RecurrentActorCritic,
     RecurrentPPOState,
-    RolloutValues,
-    Rows,
     recurrent_actor_critic,
     recurrent_ppo,
     recurrent_ppo_parts,
@@ -177,17 +153,14 @@ __all__ = [
     "RandomizedPlan",
     "RecurrentActorCritic",
     "RecurrentPPOState",
-    "Replay",
     "ReturnScale",
-    "RolloutValues",
-    "Rows",
     "StatefulPolicy",
     "Steps",
     "TailRisk",
-    "Transitions",
     "Verdict",
     "Vote",
     "Watch",
+    "absorbing_transitions",
     "act_with",
     "action_adversary",
     "action_fault_reward",
@@ -196,7 +169,6 @@ __all__ = [
     "adaptive_kl",
     "alarm_evidence",
     "as_transitions",
-    "assemble",
     "attainable_utilities",
     "attainable_utility_designs",
     "behavioural_cloning",
@@ -221,14 +193,12 @@ __all__ = [
     "dqn",
     "draw",
     "earlier_equals",
-    "empty_replay",
     "encode",
     "entropic_risk",
     "epsilon_greedy",
     "evaluate",
     "exact_kl",
     "executed_actions",
-    "explained_variance",
     "fallback_policy",
     "faulty_actions",
     "faulty_rewards",
@@ -286,13 +256,11 @@ __all__ = [
     "random_reading",
     "reachability",
     "reachability_designs",
-    "recall",
     "recurrent_actor_critic",
     "recurrent_ppo",
     "recurrent_ppo_parts",
     "reinforce",
     "relative_reachability",
-    "remember",
     "remembering",
     "reward_function",
     "rloo_advantages",

@@ -180,19 +180,14 @@ def dqn(
         epsilon_start, epsilon_end, epsilon_steps: the share of random actions falls linearly from one to the other over
             so many environment steps, warmup not counted.
 
-    Jit the step with `donate_argnums=0` and the buffer is written in place. State: DQNState. Metrics: "loss" and
-    "gradient_norm" and "q" (the mean value of the actions replayed), means over the gradient steps, "epsilon", and
-    those of `ppo` about the episodes. Raises ValueError naming sizes that do not divide, and as `check_environment`.
+    Jit the step with `donate_argnums=0` and the buffer is written in place. State: DQNState. Metrics: "loss",
+    "gradient_norm" and "q" (of the actions replayed), means over the gradient steps, "epsilon", and what `ppo` says of
+    episodes. Raises ValueError naming sizes that do not divide, and as `check_environment`.
     Mnih et al., Nature 518 (2015); van Hasselt et al., arXiv:1509.06461.
     """
     check_environment(environment)
-    num_actions = _num_actions("dqn", environment)
-    rows = num_envs * num_steps
-    if replay_size % rows or warmup % rows or not 0 < warmup <= replay_size:
-        raise ValueError(
-            f"dqn: replay_size={replay_size} and warmup={warmup} must be multiples of num_envs * num_steps = {rows}, "
-            "and 0 < warmup <= replay_size"
-        )
+    num_actions, rows = _num_actions("dqn", environment), num_envs * num_steps
+    _check_sizes(rows, replay_size, warmup)
     worlds = batched(episode_statistics(environment), num_envs)
     learner = gradient_algorithm(network, q_objective(network, discount=discount), optimizer)
 
@@ -206,16 +201,16 @@ def dqn(
             act_key, worlds, act(start.params, 1.0), *worlds.reset(reset_key), num_steps=warmup // num_envs
         )
         seen = _transitions(steps)
+        replay = remember(empty_replay(seen, replay_size), seen)
+        target = jax.tree.map(jnp.copy, start.params)  # so that both can be donated
         return DQNState(
-            start.step, start.params, start.opt_state, start.key, observations=observations, world=world,
-            target=jax.tree.map(jnp.copy, start.params),  # a copy, so that both can be donated
-            replay=remember(empty_replay(seen, replay_size), seen),
+            start.step, start.params, start.opt_state, start.key,
+            target=target, replay=replay, observations=observations, world=world,
         )  # fmt: skip
 
     def step(state: DQNState, batch: None) -> tuple[DQNState, Metrics]:
         key, act_key, learn_key, replay_key = jax.random.split(state.key, 4)
-        progress = jnp.minimum(state.step * (rows / epsilon_steps), 1.0)
-        epsilon = epsilon_start + progress * (epsilon_end - epsilon_start)
+        epsilon = _linear(epsilon_start, epsilon_end, state.step * (rows / epsilon_steps))
         (observations, world), steps = collect(
             act_key, worlds, act(state.params, epsilon), state.observations, state.world, num_steps=num_steps
         )
@@ -235,6 +230,18 @@ def dqn(
         return state, {**jax.tree.map(jnp.mean, metrics), "epsilon": epsilon, **experience(steps)}
 
     return Algorithm(init, step)
+
+
+def _check_sizes(rows: int, replay_size: int, warmup: int) -> None:
+    if replay_size % rows or warmup % rows or not 0 < warmup <= replay_size:
+        raise ValueError(
+            f"dqn: replay_size={replay_size} and warmup={warmup} must be multiples of num_envs * num_steps = {rows}, "
+            "and 0 < warmup <= replay_size"
+        )
+
+
+def _linear(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
+    return start + jnp.minimum(progress, 1.0) * (end - start)
 
 
 def _transitions(steps: Steps) -> Transitions:

@@ -34,6 +34,8 @@ def ppo_learner(
     optimizer: optax.GradientTransformation,
     *,
     temperature: ArrayLike = 0.0,
+    absorbing: bool = False,
+    discount: ArrayLike = 0.99,
     **options: Any,
 ) -> PolicyLearner:
     """PPO as the policy learner of `irl.gail`, `irl.airl` or any `adversarial_imitation`; it never reads the reward.
@@ -48,14 +50,20 @@ def ppo_learner(
             returns, maximises E sum_t discount^t (reward_t - temperature log pi(a_t | s_t)). `airl` needs 1, where this
             reward is `airl_logits(f, log_probs)`; `gail` the weight of its causal entropy, in its paper 0 to 0.001.
             PPO's own `entropy_coefficient` is something else: it does not look ahead.
-        options: those of `ppo_parts`; for `airl` the same discount as its own.
+        absorbing: whether to rest for ever where an episode ended (`absorbing_transitions`), in a state the discriminator
+            learns to judge: a step that terminates also earns discount / (1 - discount) reward(rest). Without, ending
+            earns 0 for ever, so a reward that is never negative (GAIL's) pays for staying alive whatever the expert
+            does, and one that is mostly negative (AIRL's, until the policy resembles the expert) for ending at once.
+            An expert whose own episodes terminate needs the same. Kostrikov et al., arXiv:1809.02925, section 4.2.
+        discount: PPO's; for `airl` the same as its own.
+        options: the others of `ppo_parts`.
 
     The policy is an ImitatorState: `act_with(model, state.policy.params)` acts (on observations normalised by
     `see(state.policy, ...)`, if that is asked for). Metrics: PPO's as "policy/loss", "policy/entropy", ..., and what
     the environment itself says of episodes that ended: "episodes", "episode/return", "episode/length".
     Raises ValueError as `ppo_parts`.
     """
-    parts = ppo_parts(environment, model, optimizer, **options)
+    parts = ppo_parts(environment, model, optimizer, discount=discount, **options)
 
     def init(key: Key) -> ImitatorState:
         start = parts.init(key)
@@ -67,13 +75,17 @@ def ppo_learner(
         state, steps = parts.collect(state, key)
         # A reward that is a Python number is weakly typed, and a state must keep its types.
         steps = jax.tree.map(lambda x: x.astype(x.dtype), steps)
-        return state.replace(steps=steps), as_transitions(steps)
+        rows = as_transitions(steps)
+        return state.replace(steps=steps), absorbing_transitions(rows, discount=discount) if absorbing else rows
 
     def log_prob(state: ImitatorState, rows: Transitions) -> Array:
         return model.policy(state.params, see(state, rows.states)).log_prob(rows.actions)
 
     def improve(state: ImitatorState, reward: Reward, rows: Transitions, key: Key) -> tuple[ImitatorState, Metrics]:
         paid = reward(rows) - temperature * rows.log_probs
+        if absorbing:
+            now, after = jnp.split(paid, 2)
+            paid = now + jnp.where(state.steps.terminated.reshape(-1), discount / (1.0 - discount) * after, 0.0)
         state, metrics = parts.improve(state, state.steps, paid.reshape(state.steps.rewards.shape), key)
         metrics = {f"policy/{name}": value for name, value in metrics.items()}
         said = experience(state.steps)
@@ -89,6 +101,21 @@ def as_transitions(steps: Steps) -> Transitions:
     """
     flat = flatten(steps)
     return Transitions(flat.observations, flat.actions, flat.next_observations, flat.terminated, flat.log_probs)
+
+
+def absorbing_transitions(rows: Transitions, *, discount: ArrayLike) -> Transitions:
+    """The steps [B] where an ended episode rests in its last state for ever: [2 B], the steps and then the rests.
+
+    A rest leads from next_states to itself; it weighs discount / (1 - discount) times its step where that terminated,
+    else 0, and its log_probs are 0 (nothing is chosen there). No step is terminated any more.
+    """
+    weights = jnp.ones(rows.terminated.shape) if rows.weights is None else rows.weights
+    rests = rows._replace(
+        states=rows.next_states, log_probs=None if rows.log_probs is None else jnp.zeros_like(rows.log_probs),
+        weights=jnp.where(rows.terminated, weights * discount / (1.0 - discount), 0.0),
+    )  # fmt: skip
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), rows._replace(weights=weights), rests)
+    return both._replace(terminated=jnp.zeros_like(both.terminated))
 
 
 def demonstrations(

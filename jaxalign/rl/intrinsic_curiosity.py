@@ -39,8 +39,8 @@ def intrinsic_curiosity(
     bonus = L_F,  loss = mean of (1 - beta) L_I + beta L_F
 
     The coefficient is the paper's eta. The gradient of both losses reaches the features, as in its eq. 7 (with its
-    lambda in the learning rates). What no action influences and no action reveals leaves no trace in the features, so
-    noise in it earns nothing; noise that an action switches on still does.
+    lambda in the learning rates). The features are asked for what tells the action and no more, so that noise which no
+    action influences should earn little in the end; noise that an action switches on goes on earning.
 
     Args:
         observation_space, action_space: Discrete ones enter as one-hot rows, others flattened, not normalised.
@@ -53,46 +53,17 @@ def intrinsic_curiosity(
     "forward"}. Metrics "intrinsic/curiosity_bonus", "intrinsic/inverse_loss" and "intrinsic/forward_loss", the last two
     while learning. Pathak et al., arXiv:1705.05363, eqs. 2 to 7.
     """
-    choices = flat_size(action_space)
-    sizes = {
-        "features": (flat_size(observation_space), features),
-        "inverse": (2 * features, choices),
-        "forward": (features + choices, features),
-    }
-    networks = {
-        name: Network.from_linen(MLP((*hidden, outputs)), jnp.zeros((1, inputs)))
-        for name, (inputs, outputs) in sizes.items()
-    }
-
-    def init_networks(key: Key) -> Params:
-        keys = jax.random.split(key, len(networks))
-        return {name: network.init(k) for (name, network), k in zip(networks.items(), keys, strict=True)}
-
-    def losses(params: Params, transition: Transition) -> tuple[Array, Array]:
-        """(L_I, L_F), [...] each."""
-        observations, actions, next_observations = transition
-        rows, taken = encode(observation_space, observations), encode(action_space, actions)
-        before = networks["features"].apply(params["features"], rows)
-        after = networks["features"].apply(params["features"], encode(observation_space, next_observations))
-        told = networks["inverse"].apply(params["inverse"], jnp.concatenate([before, after], axis=-1))
-        foreseen = networks["forward"].apply(
-            params["forward"], jnp.concatenate([before, taken.astype(before.dtype)], axis=-1)
-        )
-        if isinstance(action_space, Discrete):
-            inverse = optax.softmax_cross_entropy(told, taken)
-        else:
-            inverse = 0.5 * jnp.sum(jnp.square(told - taken), axis=-1)
-        return inverse, 0.5 * jnp.sum(jnp.square(foreseen - after), axis=-1)
+    networks = curiosity_networks(observation_space, action_space, features, tuple(hidden))
 
     def objective(params: Params, batch: Transition, key: Key) -> tuple[Array, Metrics]:
-        inverse, forward = (jnp.mean(x) for x in losses(params, batch))
+        inverse, forward = (jnp.mean(x) for x in networks.apply(params, batch))
         metrics = {"intrinsic/inverse_loss": inverse, "intrinsic/forward_loss": forward}
         return (1.0 - beta) * inverse + beta * forward, metrics
 
-    learner = gradient_algorithm(Network(init_networks, losses), objective, optimizer)
+    learner = gradient_algorithm(networks, objective, optimizer)
 
     def bonus(state: TrainState, transition: Transition) -> Array:
-        return losses(state.params, transition)[1]
+        return networks.apply(state.params, transition)[1]
 
     def learn(state: TrainState, steps: Steps, key: Key) -> tuple[TrainState, Array, Metrics]:
         transition = (steps.observations, steps.actions, steps.next_observations)
@@ -103,3 +74,35 @@ def intrinsic_curiosity(
         return state, new, {name: x for name, x in metrics.items() if name.startswith("intrinsic/")}
 
     return intrinsic_reward(learner.init, bonus, learn, coefficient=coefficient, name="curiosity")
+
+
+def curiosity_networks(
+    observation_space: Space, action_space: Space, features: int, hidden: tuple[int, ...]
+) -> Network:
+    """params {"features", "inverse", "forward"}; apply(params, transition [..., ...]) -> (L_I, L_F), [...] each."""
+    seen, done = flat_size(observation_space), flat_size(action_space)
+    sizes = {"features": (seen, features), "inverse": (2 * features, done), "forward": (features + done, features)}
+    networks = {
+        name: Network.from_linen(MLP((*hidden, outputs)), jnp.zeros((1, inputs)))
+        for name, (inputs, outputs) in sizes.items()
+    }
+
+    def init(key: Key) -> Params:
+        keys = jax.random.split(key, len(networks))
+        return {name: network.init(k) for (name, network), k in zip(networks.items(), keys, strict=True)}
+
+    def losses(params: Params, transition: Transition) -> tuple[Array, Array]:
+        def output(name: str, *inputs: Array) -> Array:
+            return networks[name].apply(params[name], jnp.concatenate(inputs, axis=-1))
+
+        observations, actions, next_observations = transition
+        before, after = (output("features", encode(observation_space, x)) for x in (observations, next_observations))
+        taken = encode(action_space, actions).astype(before.dtype)
+        told, foreseen = output("inverse", before, after), output("forward", before, taken)
+        if isinstance(action_space, Discrete):
+            inverse = optax.softmax_cross_entropy(told, taken)
+        else:
+            inverse = 0.5 * jnp.sum(jnp.square(told - taken), axis=-1)
+        return inverse, 0.5 * jnp.sum(jnp.square(foreseen - after), axis=-1)
+
+    return Network(init, losses)

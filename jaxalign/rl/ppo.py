@@ -107,7 +107,7 @@ def assemble(parts: PPOParts, incentive: Incentive | None) -> Algorithm:
         state, metrics = parts.improve(state, steps, rewards, improve_key)
         return state, {**metrics, **experience(steps), **paid}
 
-    return Algorithm(init, step)
+    return Algorithm(jax.jit(init), step)  # eagerly, each layer's initialiser would be compiled by itself
 
 
 def ppo_parts(
@@ -204,7 +204,7 @@ def ppo_parts(
             state = state.replace(moments=update_moments(state.moments, rows))
         return state.replace(step=state.step + 1, params=inner.params, opt_state=inner.opt_state), metrics
 
-    return PPOParts(init, take_steps, improve)
+    return PPOParts(jax.jit(init), take_steps, improve)
 
 
 def surrogate_loss(

@@ -1,4 +1,10 @@
-"""Random network distillation: what a network has not yet learned to predict about another is new."""
+"""Random network distillation: what a network has not yet learned to predict about another is new.
+
+What is found just before an episode ends is as new as anything else, so the scale of the bonus is that of returns which
+run on through the ends of episodes (the paper's non-episodic returns). Only the scale can follow the paper in this: a
+learner with one value function, such as `ppo`, takes a terminal state to be worth 0, in the bonus too, where the
+paper's second value function does not. So it shuns terminal states more than the paper does.
+"""
 
 from collections.abc import Sequence
 
@@ -53,11 +59,8 @@ def random_network_distillation(
     error = mean_k (predictor_k(x) - target_k(x))^2
     bonus = error / deviation of G, G_t = error_t + discount G_(t-1)
 
-    G runs on through the ends of episodes, as novelty found after a death is still novelty (the paper's non-episodic
-    return). Only the scale can follow that here: a learner with one value function, such as `ppo`, still takes a
-    terminal state to be worth 0, in the bonus too, where the paper's second value head does not. The moments take in a
-    rollout before its bonus is paid, and the predictor learns from it after, so the first rollout stands for the
-    paper's random steps.
+    G runs on through the ends of episodes. The moments take in a rollout before its bonus is paid, so the first one
+    stands for the paper's random steps; the predictor learns from it after.
 
     Args:
         observation_space: Discrete observations enter as one-hot rows, others flattened, as [F].
@@ -67,11 +70,11 @@ def random_network_distillation(
         hidden: the target's hidden layers; the predictor has one more, of the last size.
         clip: in deviations of the observations.
         update_proportion: the share of the steps that the predictor learns from, drawn anew for each gradient step.
-            Lower it with many environments, so that the bonus does not fade faster.
+            Lower it with more environments, or the bonus fades sooner.
         num_epochs, num_minibatches: gradient steps of the predictor on a rollout, as in `ppo_parts`.
 
     `bonus(state, next_observations [..., *observation])` -> [...]. State: DistillationState. Metrics
-    "intrinsic/rnd_bonus" and "intrinsic/rnd_loss", the mean error while learning.
+    "intrinsic/rnd_bonus" and "intrinsic/rnd_loss".
     Raises ValueError at trace time if the steps are not of N environments, or do not split into the minibatches.
     Burda et al., arXiv:1810.12894, sections 2.2 to 2.4.
     """
@@ -96,7 +99,7 @@ def random_network_distillation(
         )
 
     def compare(state: DistillationState, moments: RunningMoments, rows: Array) -> tuple[Array, Array, Array]:
-        """(normalised rows [..., F], the target's outputs [..., features], error [...])."""
+        """Normalised rows [..., F], the target's outputs [..., features], error [...]."""
         rows = normalize(moments, rows, clip=clip)
         wanted = target.apply(state.target, rows)
         return rows, wanted, jnp.mean(jnp.square(predictor.apply(state.predictor.params, rows) - wanted), axis=-1)

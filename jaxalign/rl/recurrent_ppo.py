@@ -206,7 +206,7 @@ def recurrent_ppo_parts(
         metrics["explained_variance"] = explained_variance(values, targets)
         return state.replace(step=state.step + 1, params=inner.params, opt_state=inner.opt_state), metrics
 
-    return PPOParts(init, take_steps, improve)
+    return PPOParts(jax.jit(init), take_steps, improve)
 
 
 class _Playing(NamedTuple):

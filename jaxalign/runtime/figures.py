@@ -36,12 +36,18 @@ def lane_band(values: ArrayLike, *, band: str = "bootstrap") -> tuple[np.ndarray
     if band == "range":
         return middle, values.min(axis=1), values.max(axis=1)
 
+    low, high = _bootstrap_band(values)
+    return middle, np.asarray(low), np.asarray(high)
+
+
+@jax.jit  # once for all panels of a figure
+def _bootstrap_band(values: ArrayLike) -> tuple[Array, Array]:
+    """All steps of values [T, L] with the same resamples of lanes, so that the band is as smooth as the curves are."""
+
     def over_lanes(scores: Array) -> Array:
         return interquartile_mean(jnp.moveaxis(scores, 0, -1))
 
-    # Computed for all the steps with the same resamples of lanes, so the band is as smooth as the curves are.
-    low, high = bootstrap_interval(jax.random.key(0), values.T, statistic=over_lanes, resamples=1000)
-    return middle, np.asarray(low), np.asarray(high)
+    return bootstrap_interval(jax.random.key(0), jnp.asarray(values).T, statistic=over_lanes, resamples=1000)
 
 
 def curves(
