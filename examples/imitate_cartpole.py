@@ -1,9 +1,10 @@
 """What can be learned from 25 steps of an expert? Behavioural cloning, and GAIL and AIRL with PPO.
 
-The expert balances CartPole's pole and keeps the cart at a mark one metre to the right. Imitators see every 20th step of
-one of its episodes and never a reward. That they balance would prove little: GAIL's reward -log(1 - D) is positive, so
-it pays for staying alive whatever D says, and PPO paid a constant, the control here, balances as well. Only an imitator
-can know where the mark is. (`absorbing=True` takes that bias away, and the opposite one of AIRL's negative reward.)
+The expert balances CartPole's pole and keeps the cart at a mark one metre to the right. Imitators see every 20th step
+of one of its episodes and never a reward. That they balance would prove little: GAIL's reward -log(1 - D) is positive,
+so it pays for staying alive whatever D says, and PPO paid a constant, the control here, balances as well. Only an
+imitator can know where the mark is. (`absorbing=True` takes that bias away, and the opposite one of AIRL's negative
+reward.)
 Printed over seeds, on fresh episodes: interquartile mean and 95% interval.
 Run: python examples/imitate_cartpole.py   (two minutes on two cores)
 """

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.algorithm import Algorithm, TrainState
 from jaxalign.programs import largest_value
@@ -88,34 +88,55 @@ def _choose(jaxpr: ClosedJaxpr) -> str:
     return "vmap" if largest_value(jaxpr) <= CPU_VMAP_MAX_ELEMENTS else "map"
 
 
-def replicate(algorithm: Algorithm, count: int, *, mode: str = "vmap") -> Algorithm:
+def replicate(algorithm: Algorithm, count: int, *, mode: str = "vmap", mesh: Mesh | None = None) -> Algorithm:
     """`count` independent copies of an Algorithm as one: states, batches and metrics gain a leading lane axis [count].
 
     Copies differ in their key, and so in what `init` draws; a batch of leaves [count, ...] gives each its own data.
-    A TrainState's `frozen` leaves stay single and shared. `mode` is "vmap" or "map", as in `sweep`.
+    A TrainState's `frozen` leaves stay single and shared. `mode` is "vmap" or "map", as in `sweep`; `mesh` spreads the
+    copies over its `sweep` axis, and `count` must be a multiple of that.
+    Raises ValueError for another mode, or a count that does not divide.
     """
     if mode not in ("vmap", "map"):
         raise ValueError(f"replicate: mode must be 'vmap' or 'map', got {mode!r}")
+    if mesh is not None and count % mesh.shape["sweep"]:
+        raise ValueError(f"replicate: {count} copies do not divide over {mesh.shape['sweep']} devices")
 
     def init(key: Key) -> Any:
         keys = jax.random.split(key, count)
         shape = jax.eval_shape(algorithm.init, key)
         shared = isinstance(shape, TrainState) and shape.frozen is not None
         axes: Any = TrainState(0, 0, 0, 0, None, 0) if shared else 0  # type: ignore[arg-type]
-        return jax.vmap(algorithm.init, out_axes=axes)(keys)
+        state = jax.vmap(algorithm.init, out_axes=axes)(keys)
+        if mesh is None:
+            return state
+        # Where they will stay, so that the first step is compiled for the same placement as the others.
+        spread = NamedSharding(mesh, PartitionSpec("sweep"))
+        if not shared:
+            return jax.lax.with_sharding_constraint(state, spread)
+        lanes = jax.lax.with_sharding_constraint(state.replace(frozen=None), spread)
+        return lanes.replace(frozen=state.frozen)
 
     def step(state: Any, batch: Any) -> tuple[Any, Metrics]:
         frozen = state.frozen if isinstance(state, TrainState) else None
 
-        def one(lane: Any) -> tuple[Any, Metrics]:
-            lane_state, lane_batch = lane
-            if frozen is None:
-                return algorithm.step(lane_state, lane_batch)
-            new, metrics = algorithm.step(lane_state.replace(frozen=frozen), lane_batch)
-            return new.replace(frozen=None), metrics
+        def all_lanes(lanes: Any, frozen: Any) -> tuple[Any, Metrics]:
+            def one(lane: Any) -> tuple[Any, Metrics]:
+                lane_state, lane_batch = lane
+                if frozen is None:
+                    return algorithm.step(lane_state, lane_batch)
+                new, metrics = algorithm.step(lane_state.replace(frozen=frozen), lane_batch)
+                return new.replace(frozen=None), metrics
+
+            return jax.vmap(one)(lanes) if mode == "vmap" else jax.lax.map(one, lanes)
 
         lanes = (state if frozen is None else state.replace(frozen=None), batch)
-        new, metrics = jax.vmap(one)(lanes) if mode == "vmap" else jax.lax.map(one, lanes)
+        if mesh is None:
+            new, metrics = all_lanes(lanes, frozen)
+        else:
+            spread, everywhere = PartitionSpec("sweep"), PartitionSpec()
+            new, metrics = jax.shard_map(
+                all_lanes, mesh=mesh, in_specs=(spread, everywhere), out_specs=spread, check_vma=False
+            )(lanes, frozen)
         return (new if frozen is None else new.replace(frozen=frozen)), metrics
 
     return Algorithm(init, step)

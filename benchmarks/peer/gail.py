@@ -18,6 +18,7 @@ from imitation.algorithms.adversarial.gail import GAIL
 from imitation.data.types import TrajectoryWithRew
 from imitation.rewards.reward_nets import BasicRewardNet, BasicShapedRewardNet
 from imitation.util import logger
+from imitation.util.networks import RunningNorm
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -29,9 +30,8 @@ def build(case):
     amount = case["num_envs"] * case["num_steps"]
     worlds = make_vec_env("CartPole-v1", case["num_envs"], seed=case["seed"])
     learner = PPO(
-        "MlpPolicy", worlds, n_steps=case["num_steps"], batch_size=amount // case["num_minibatches"],
-        n_epochs=case["num_epochs"], gamma=case["discount"], ent_coef=0.0, learning_rate=case["learning_rate"],
-        seed=case["seed"], device="cpu",
+        "MlpPolicy", worlds, n_steps=case["num_steps"], batch_size=case["batch_size"], n_epochs=case["num_epochs"],
+         gamma=case["discount"], ent_coef=0.0, learning_rate=case["learning_rate"], seed=case["seed"], device="cpu",
     )  # fmt: skip
     demonstrations = [
         TrajectoryWithRew(
@@ -40,19 +40,16 @@ def build(case):
         )
         for seen, taken in zip(case["observations"], case["actions"], strict=True)
     ]  # fmt: skip
-    spaces, hidden = (worlds.observation_space, worlds.action_space), (64, 64)
+    spaces, norm = (worlds.observation_space, worlds.action_space), {"normalize_input_layer": RunningNorm}
     if case["method"] == "gail":
-        trainer, network = GAIL, BasicRewardNet(*spaces, hid_sizes=hidden)
+        trainer, network = GAIL, BasicRewardNet(*spaces, **norm)
     else:
-        trainer = AIRL
-        network = BasicShapedRewardNet(
-            *spaces, reward_hid_sizes=hidden, potential_hid_sizes=hidden, discount_factor=case["discount"]
-        )
+        trainer, network = AIRL, BasicShapedRewardNet(*spaces, discount_factor=case["discount"], **norm)
     return trainer(
         demonstrations=demonstrations, demo_batch_size=case["discriminator_batch"], venv=worlds, gen_algo=learner,
         reward_net=network, n_disc_updates_per_round=case["discriminator_steps"], gen_train_timesteps=amount,
-        gen_replay_buffer_capacity=amount, disc_opt_kwargs={"lr": case["learning_rate"]}, allow_variable_horizon=True,
-        custom_logger=logger.configure(None, ("log",)),
+        gen_replay_buffer_capacity=amount, allow_variable_horizon=True,
+        disc_opt_kwargs={"lr": case["discriminator_learning_rate"]}, custom_logger=logger.configure(None, ("log",)),
     )  # fmt: skip
 
 
@@ -74,9 +71,7 @@ def run(case):
     trainer = build(case)
     amount = case["num_envs"] * case["num_steps"]
     marks = [(time.perf_counter(), time.process_time())]
-    trainer.train(
-        case["rounds"] * amount, callback=lambda _: marks.append((time.perf_counter(), time.process_time()))
-    )
+    trainer.train(case["rounds"] * amount, callback=lambda _: marks.append((time.perf_counter(), time.process_time())))
     wall, cpu = np.diff(np.array(marks), axis=0).T.tolist()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     versions = {name: importlib.metadata.version(name) for name in ("torch", "stable-baselines3", "imitation")}

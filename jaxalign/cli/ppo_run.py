@@ -1,13 +1,17 @@
 """What `jaxalign ppo` does: train every seed of every setting under `fit`, evaluate, report, keep the policies."""
 
+import contextlib
 import dataclasses
 import itertools
+import math
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType
 from rich.console import Console
 
 from jaxalign import Algorithm, replicate
@@ -43,6 +47,7 @@ def run(options: Ppo, console: Console) -> dict[str, Any]:
     if not options.resume and (options.out / "checkpoints").exists():
         raise FileExistsError(f"{options.out} holds a run: add --resume to go on with it, or choose another --out")
     settings = settings_of(options)
+    _use_all_cores()
     environment = known(options.env).make()
     model = actor_critic(environment, hidden=options.hidden)
     lanes = [*itertools.product(settings.learning_rate, settings.entropy, range(options.seeds))]
@@ -70,6 +75,14 @@ def run(options: Ppo, console: Console) -> dict[str, Any]:
     report.print(console)
     console.print(f"Report: {options.out / 'report.html'}")
     return results
+
+
+def _use_all_cores() -> None:
+    """A device for each core, unless it is decided already: small arrays keep one core busy at most."""
+    if jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has begun with the devices it has
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def _lanes(
@@ -105,9 +118,11 @@ def _lanes(
         evaluated = with_evaluation(algorithm(*hyper), evaluation, every=rollouts // options.evaluations)
         return evaluated.step(state, None)
 
-    # One lane after another on a CPU: side by side the small matrices gain nothing and compile twice as long.
+    # One lane after another on each core of a CPU: side by side the small matrices gain nothing and compile longer.
     mode = "map" if jax.default_backend() == "cpu" else "vmap"
-    copies = replicate(Algorithm(algorithm(1e-3, 0.0).init, step), len(lanes), mode=mode)
+    devices = math.gcd(jax.device_count(), len(lanes))
+    mesh = jax.make_mesh((devices,), ("sweep",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    copies = replicate(Algorithm(algorithm(1e-3, 0.0).init, step), len(lanes), mode=mode, mesh=mesh)
     return Algorithm(jax.jit(copies.init), lambda state, _: copies.step(state, (rates, entropies)))
 
 

@@ -123,7 +123,7 @@ def gail(
     reward: Callable[[Array], Array] = jax.nn.softplus,
     **options: Any,
 ) -> Algorithm:
-    """Generative adversarial imitation: `adversarial_imitation` with `gail_reward(network, reward=reward)`, same options.
+    """Generative adversarial imitation: `adversarial_imitation`, same options, with `gail_reward(network, reward=...)`.
 
     With a discriminator [B, A] of enough capacity, a learner at temperature t and episodes that do not end, the policy
     minimises 2 JSD(d_expert, d_policy) - t H(policy), d normalised occupancies [S, A] and H the entropy per step in

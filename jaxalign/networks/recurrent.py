@@ -10,8 +10,8 @@ from jaxalign.types import Array
 class GRU(nn.Module):
     """One step of gated recurrent units: (memory [..., M], x [..., I], starts bool [...]) -> memory [..., M].
 
-    The memory of rows that start anew is set to 0 first; the new memory is also the output. Kernels are orthogonal, biases
-    zero; no linear-algebra library is called. Cho et al., arXiv:1406.1078.
+    The memory of rows that start anew is set to 0 first; the new memory is also the output. Kernels are orthogonal,
+    biases zero; no linear-algebra library is called. Cho et al., arXiv:1406.1078.
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""Imitation where the dynamics are unknown: demonstrations, behavioural cloning, and PPO as GAIL's and AIRL's learner."""
+"""Imitation in unknown dynamics: demonstrations, behavioural cloning, and PPO as the learner of GAIL and AIRL."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def ppo_learner(
             returns, maximises E sum_t discount^t (reward_t - temperature log pi(a_t | s_t)). `airl` needs 1, where this
             reward is `airl_logits(f, log_probs)`; `gail` the weight of its causal entropy, in its paper 0 to 0.001.
             PPO's own `entropy_coefficient` is something else: it does not look ahead.
-        absorbing: whether to rest for ever where an episode ended (`absorbing_transitions`), in a state the discriminator
+        absorbing: whether to rest for ever where an episode ended (`absorbing_transitions`), which the discriminator
             learns to judge: a step that terminates also earns discount / (1 - discount) reward(rest). Without, ending
             earns 0 for ever, so a reward that is never negative (GAIL's) pays for staying alive whatever the expert
             does, and one that is mostly negative (AIRL's, until the policy resembles the expert) for ending at once.
@@ -134,9 +134,9 @@ def demonstrations(
         act: (key, observation) -> action, of one environment, as for `evaluate`: `act_with(model, params)`.
         max_steps: no episode goes on longer; being cut off here is not termination.
 
-    Returns Transitions of B = episodes * ceil(max_steps / every) rows, episode by episode, with weights 1, or 0 for rows
-    after an episode's end; log_probs is None. Subsampling as Ho and Ermon (arXiv:1606.03476, section 6) did it makes
-    the steps nearly independent, and behavioural cloning harder.
+    Returns Transitions of B = episodes * ceil(max_steps / every) rows, episode by episode, with weights 1, or 0 for
+    rows after an episode's end; log_probs is None. Subsampling as Ho and Ermon (arXiv:1606.03476, section 6) did it
+    makes the steps nearly independent, and behavioural cloning harder.
     Raises ValueError if `every` is not in 1..max_steps.
     """
     if not 1 <= every <= max_steps:
@@ -202,9 +202,14 @@ def behavioural_cloning(
 
 
 def discriminator_network(
-    environment: Environment, expert: Transitions, *, hidden: Sequence[int] = (32, 32), of_actions: bool = True
+    environment: Environment,
+    expert: Transitions,
+    *,
+    hidden: Sequence[int] = (32, 32),
+    activation: Callable[[Array], Array] = jnp.tanh,
+    of_actions: bool = True,
 ) -> Network:
-    """A multilayer perceptron for `gail`, and `airl`'s reward and potential, on observations scaled as the expert's are.
+    """A multilayer perceptron for `gail`, and `airl`'s reward and potential, on observations in the expert's scale.
 
     apply(params, states[, actions]) -> [B, A] for discrete actions, [B, 1] for real ones or where not `of_actions`
 
@@ -216,7 +221,7 @@ def discriminator_network(
     with_actions = of_actions and not discrete
     outputs = done.size if isinstance(done, Discrete) and of_actions else 1
     inputs = flat_size(seen) + (flat_size(done) if with_actions else 0)
-    network = Network.from_linen(MLP((*hidden, outputs), jnp.tanh, final_scale=0.1), jnp.zeros((1, inputs)))
+    network = Network.from_linen(MLP((*hidden, outputs), activation, final_scale=0.1), jnp.zeros((1, inputs)))
 
     def rows(states: Array, *actions: Array) -> Array:
         parts = [encode(seen, states), *(encode(done, x) for x in actions if with_actions)]

@@ -19,8 +19,8 @@ def with_evaluation(algorithm: Algorithm, evaluation: Callable[[Any, Key], Metri
             another.
         every: steps between evaluations, static.
 
-    Metrics: the inner steps' means, and the evaluation's. Of "episode/..." the mean is over the steps that have one (NaN
-    if none has); any other NaN shows.
+    Metrics: the inner steps' means, and the evaluation's. Of "episode/..." the mean is over the steps that have one
+    (NaN if none has); any other NaN shows.
     Raises ValueError at trace time if both give a metric of the same name.
     """
 

@@ -1,4 +1,4 @@
-"""Action distributions at a policy's head, through distrax; imported where a policy is built, as distrax is slow to load.
+"""Action distributions at a policy's head, through distrax; imported where a policy is built, being slow to load.
 
 All have distrax's `sample(seed=)`, `log_prob(actions)`, `entropy()` and `mode()`.
 """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxalign.cli import main, tour_irl, tour_preferences
+from jaxalign.cli import main, tour_irl, tour_preferences, tour_rl
 from jaxalign.interop import PretrainedUnavailable
 
 
@@ -11,6 +11,8 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tour_preferences, "STEPS", 2)
     for name, small in (("SIZE", 3), ("DEMONSTRATIONS", 4), ("STEPS", 3), ("SEEDS", 2)):
         monkeypatch.setattr(tour_irl, name, small)
+    for name, small in (("SEEDS", 2), ("STEPS", 512), ("EVALUATIONS", 2), ("EPISODES", 1)):
+        monkeypatch.setattr(tour_rl, name, small)
 
     def unavailable(job, console):
         raise PretrainedUnavailable("no wheel today")
@@ -21,6 +23,8 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     assert "290 " in capsys.readouterr().out
     assert "expected value difference" in page
     assert "0.3989" in page
+    assert "500 is the most there is" in page
+    assert "hidden performance" in page
     assert "DPO of a small transformer from scratch" in page
     assert "Not measured: no wheel today" in page
 

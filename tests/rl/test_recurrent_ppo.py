@@ -1,4 +1,4 @@
-"""Recurrent PPO: memory that starts anew with an episode, log-probabilities found again, and a task that needs memory."""
+"""Recurrent PPO: memory that starts anew with an episode, the policy that acted found again, a task to remember."""
 
 import jax
 import jax.numpy as jnp
