@@ -185,26 +185,30 @@ def ppo_parts(
         if normalize_rewards:
             scale, rewards = scale_rewards(state.return_scale, rewards, steps.done, discount=discount)
             state = state.replace(return_scale=scale)
-        seen = see(state, steps.observations)
-        values = model.value(state.params, seen)
-        next_values = model.value(state.params, see(state, steps.next_observations))
-        advantages, targets = generalized_advantage_estimation(
-            rewards, values, next_values, steps.terminated, steps.done,
-            discount=discount, gae_lambda=gae_lambda, method=gae_method,
-        )  # fmt: skip
-        batch = Batch(seen, steps.actions, steps.log_probs, values, advantages, targets)
+        batch = _judged(model, state, steps, rewards, discount=discount, gae_lambda=gae_lambda, method=gae_method)
         inner = TrainState(state.step, state.params, state.opt_state, learn_key)
         inner, metrics = epochs(
             learner, inner, flatten(batch), key,
             num_epochs=num_epochs, num_minibatches=num_minibatches, target_kl=target_kl,
         )  # fmt: skip
-        metrics["explained_variance"] = explained_variance(values, targets)
+        metrics["explained_variance"] = explained_variance(batch.values, batch.targets)
         if normalize_observations:
             rows = steps.observations.reshape(-1, *environment.observation_space.shape)
             state = state.replace(moments=update_moments(state.moments, rows))
         return state.replace(step=state.step + 1, params=inner.params, opt_state=inner.opt_state), metrics
 
     return PPOParts(jax.jit(init), take_steps, improve)
+
+
+def _judged(model: ActorCritic, state: PPOState, steps: Steps, rewards: Array, **gae_options: Any) -> Batch:
+    """The steps [T, N] with values, advantages and targets by the networks as they acted."""
+    seen = see(state, steps.observations)
+    values = model.value(state.params, seen)
+    next_values = model.value(state.params, see(state, steps.next_observations))
+    advantages, targets = generalized_advantage_estimation(
+        rewards, values, next_values, steps.terminated, steps.done, **gae_options
+    )
+    return Batch(seen, steps.actions, steps.log_probs, values, advantages, targets)
 
 
 def surrogate_loss(
