@@ -4,6 +4,8 @@ PPO on Acrobot. All settings left are one compiled program of vmapped lanes; sta
 half is an index, and training goes on from where it stood. Jamieson and Talwalkar, arXiv:1502.07943.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -58,6 +60,8 @@ while True:
     print(f"{len(scores):3d} settings, {steps:6d} steps more: best {float(scores[order[0]]):7.1f} with {text}")
     if len(scores) == 1:
         break
-    hypers, states = jax.tree.map(lambda x, kept=order[: len(scores) // 2]: x[kept], (hypers, states))
+    better = order[: len(order) // 2]
+    hypers, states = jax.tree.map(functools.partial(jnp.take, indices=better, axis=0), (hypers, states))
     steps *= 2
-print(f"{spent:,} environment steps in all; every setting for as long as the best: {SETTINGS * SEEDS * (2 * steps - STEPS):,}")
+most = SETTINGS * SEEDS * (2 * steps - STEPS)
+print(f"{spent:,} environment steps in all; every setting for as long as the best: {most:,}")

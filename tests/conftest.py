@@ -19,8 +19,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-    """Compiled programs are let go after each file; together they would take gigabytes."""
+def forget_programs(request):
+    """Compiled programs are let go after each file; together they would take gigabytes.
+
+    A file whose OPTIMIZED is true computes for longer than it compiles, and is compiled as usual.
+    """
+    quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] not in ("0", "")
+    jax.config.update("jax_disable_most_optimizations", quick and not getattr(request.module, "OPTIMIZED", False))
     yield
     jax.clear_caches()
 

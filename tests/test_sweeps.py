@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType
 
-from jaxalign import sweep
+from jaxalign import Network, gradient_algorithm, replicate, sweep
 
 
 def describe(hyper, key):
@@ -98,3 +99,32 @@ def test_errors_name_the_argument():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="'sweep'"):
         sweep(describe, HYPERS, keys, mesh=mesh)
+
+
+def test_copies_spread_over_devices_are_the_same_copies_and_compiled_once():
+    network = Network(lambda key: {"w": jax.random.normal(key, (3,))}, lambda params, x: params["w"] * x)
+
+    def objective(params, batch, key):
+        return jnp.sum((network.apply(params, batch) - 1.0) ** 2), {}
+
+    frozen = {"trainable": lambda name: name == "w"}
+    inner = gradient_algorithm(network, objective, optax.adam(0.1), **frozen)
+    mesh = jax.make_mesh((2,), ("sweep",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    batch = jnp.arange(4.0)
+    found = {}
+    for name, options in (("one", {}), ("two", {"mesh": mesh})):
+        copies, traces = replicate(inner, 4, mode="map", **options), []
+
+        def counted(state, batch, copies=copies, traces=traces):
+            traces.append(1)
+            return copies.step(state, batch)
+
+        step, state = jax.jit(counted), jax.jit(copies.init)(jax.random.key(0))
+        for _ in range(3):
+            state, metrics = step(state, batch)
+        assert len(traces) == 1
+        found[name] = (state.params["w"], metrics["loss"])
+    jax.tree.map(np.testing.assert_array_equal, *found.values())
+    assert len(found["two"][0].sharding.device_set) == 2
+    with pytest.raises(ValueError, match="3 copies do not divide over 2 devices"):
+        replicate(inner, 3, mesh=mesh)

@@ -23,6 +23,7 @@ class Transitions(NamedTuple):
     terminated: bool [B], True where next_states is terminal; a step cut off by a time limit is not
     log_probs: [B], log pi(a | s) of the policy being trained (whoever took the step), or None where nothing needs it
     weights: [B] >= 0, how much each step counts in means (discount^t, or exact occupancies); None: all the same
+    resting: bool [B], True where nothing is chosen, after an episode's end (`rl.absorbing_transitions`); None: nowhere
     """
 
     states: Array
@@ -31,6 +32,7 @@ class Transitions(NamedTuple):
     terminated: Array
     log_probs: Array | None = None
     weights: Array | None = None
+    resting: Array | None = None
 
 
 class AdversarialReward(NamedTuple):
@@ -145,7 +147,7 @@ def discriminator(
         batch_size: rows drawn of each side, by `draw_transitions`; None: all.
         gradient_penalty: keeps a discriminator that could tell the sides apart at once from saying so too surely, where
             nothing is left to learn from. Slopes are per standard deviation of the expert's states [B, ...], which must
-            be real numbers. None: no penalty. Mescheder, Geiger & Nowozin, arXiv:1801.04406 eq. 9, on both sides.
+            be real numbers. None: no penalty. R1 and R2 of Mescheder, Geiger & Nowozin, arXiv:1801.04406, together.
 
     Metrics: "loss", "accuracy/expert" and "accuracy/policy" (shares told rightly, 0.5 each for a logit of 0),
     "gradient_norm".

@@ -48,13 +48,13 @@ def ppo_learner(
     Args:
         temperature: what each nat of surprise at the policy's own actions earns, so that PPO, which maximises plain
             returns, maximises E sum_t discount^t (reward_t - temperature log pi(a_t | s_t)). `airl` needs 1, where this
-            reward is `airl_logits(f, log_probs)`; `gail` the weight of its causal entropy, in its paper 0 to 0.001.
+            reward is `airl_logits(f, log_probs)`; for `gail` it is lambda, the weight of the causal entropy.
             PPO's own `entropy_coefficient` is something else: it does not look ahead.
         absorbing: whether to rest for ever where an episode ended (`absorbing_transitions`), which the discriminator
             learns to judge: a step that terminates also earns discount / (1 - discount) reward(rest). Without, ending
             earns 0 for ever, so a reward that is never negative (GAIL's) pays for staying alive whatever the expert
             does, and one that is mostly negative (AIRL's, until the policy resembles the expert) for ending at once.
-            An expert whose own episodes terminate needs the same. Kostrikov et al., arXiv:1809.02925, section 4.2.
+            An expert whose own episodes terminate needs the same. Kostrikov et al., arXiv:1809.02925.
         discount: PPO's; for `airl` the same as its own.
         options: the others of `ppo_parts`.
 
@@ -72,24 +72,25 @@ def ppo_learner(
         return ImitatorState(**{f.name: getattr(start, f.name) for f in dataclasses.fields(start)}, steps=nothing)
 
     def rollout(state: ImitatorState, key: Key) -> tuple[ImitatorState, Transitions]:
-        state, steps = parts.collect(state, key)
+        after, steps = parts.collect(state, key)
         # A reward that is a Python number is weakly typed, and a state must keep its types.
         steps = jax.tree.map(lambda x: x.astype(x.dtype), steps)
         rows = as_transitions(steps)
-        return state.replace(steps=steps), absorbing_transitions(rows, discount=discount) if absorbing else rows
+        return after.replace(steps=steps), absorbing_transitions(rows, discount=discount) if absorbing else rows
 
     def log_prob(state: ImitatorState, rows: Transitions) -> Array:
-        return model.policy(state.params, see(state, rows.states)).log_prob(rows.actions)
+        found = model.policy(state.params, see(state, rows.states)).log_prob(rows.actions)
+        return found if rows.resting is None else jnp.where(rows.resting, 0.0, found)
 
     def improve(state: ImitatorState, reward: Reward, rows: Transitions, key: Key) -> tuple[ImitatorState, Metrics]:
         paid = reward(rows) - temperature * rows.log_probs
         if absorbing:
             now, after = jnp.split(paid, 2)
             paid = now + jnp.where(state.steps.terminated.reshape(-1), discount / (1.0 - discount) * after, 0.0)
-        state, metrics = parts.improve(state, state.steps, paid.reshape(state.steps.rewards.shape), key)
+        new, metrics = parts.improve(state, state.steps, paid.reshape(state.steps.rewards.shape), key)
         metrics = {f"policy/{name}": value for name, value in metrics.items()}
         said = experience(state.steps)
-        return state, {**metrics, **{name: said[name] for name in ("episodes", "episode/return", "episode/length")}}
+        return new, {**metrics, **{name: said[name] for name in ("episodes", "episode/return", "episode/length")}}
 
     return PolicyLearner(init, rollout, log_prob, improve)
 
@@ -115,7 +116,8 @@ def absorbing_transitions(rows: Transitions, *, discount: ArrayLike) -> Transiti
         weights=jnp.where(rows.terminated, weights * discount / (1.0 - discount), 0.0),
     )  # fmt: skip
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), rows._replace(weights=weights), rests)
-    return both._replace(terminated=jnp.zeros_like(both.terminated))
+    resting = jnp.arange(both.terminated.size) >= rows.terminated.size
+    return both._replace(terminated=jnp.zeros_like(both.terminated), resting=resting)
 
 
 def demonstrations(
@@ -134,8 +136,8 @@ def demonstrations(
         act: (key, observation) -> action, of one environment, as for `evaluate`: `act_with(model, params)`.
         max_steps: no episode goes on longer; being cut off here is not termination.
 
-    Returns Transitions of B = episodes * ceil(max_steps / every) rows, episode by episode, with weights 1, or 0 for
-    rows after an episode's end; log_probs is None. Subsampling as Ho and Ermon (arXiv:1606.03476, section 6) did it
+    Returns Transitions [B], B = episodes * ceil(max_steps / every), episode by episode, with weights 1, or 0 for rows
+    after an episode's end; log_probs is None. Subsampling as Ho and Ermon (arXiv:1606.03476, section 6) did it
     makes the steps nearly independent, and behavioural cloning harder.
     Raises ValueError if `every` is not in 1..max_steps.
     """

@@ -86,6 +86,7 @@ def test_a_network_of_the_features(material, tmp_path):
     assert high is None
 
 
+@pytest.mark.slow
 def test_the_posterior(tmp_path):
     pytest.importorskip("blackjax")
     out = tmp_path / "run"

@@ -10,11 +10,13 @@ from scipy.special import log_expit
 
 from jaxalign import Network, networks, sweep, train
 from jaxalign.irl.adversarial import (
+    AdversarialReward,
     Transitions,
     airl_logits,
     airl_reward,
     discriminator,
     discriminator_loss,
+    draw_transitions,
     gail_reward,
     weighted_mean,
 )
@@ -182,6 +184,38 @@ def test_discriminator_alone_reaches_the_log_ratio():
     assert (metrics["accuracy/expert"][0], metrics["accuracy/policy"][0]) == (0.5, 0.5)
     told = [metrics[f"accuracy/{side}"][-1] for side in ("expert", "policy")]
     np.testing.assert_allclose(told, [0.7, 0.6], rtol=1e-6)
+
+
+def test_gradient_penalty_by_hand():
+    """logits = 3 x + 4 y': slopes 3 in x and 4 in y', deviations 2 and 0.5 (weight 0 does not count): 36 + 4."""
+    expert = Transitions(
+        jnp.array([[1.0, 0.5], [5.0, 1.5], [1e9, 1e9]]), jnp.zeros(3, int), jnp.zeros((3, 2)), jnp.zeros(3, bool),
+        weights=jnp.array([1.0, 1.0, 0.0]),
+    )  # fmt: skip
+    policy = expert._replace(states=jnp.ones((3, 2)), weights=None)
+    logits = lambda w, rows: rows.states[:, 0] * w[0] + rows.next_states[:, 1] * w[1]  # noqa: E731
+    linear = AdversarialReward(lambda key: jnp.array([3.0, 4.0]), logits, None)
+    loss = {}
+    for penalty in (None, 0.0, 0.1):
+        algorithm = discriminator(linear, optax.sgd(1.0), gradient_penalty=penalty)
+        loss[penalty] = algorithm.step(algorithm.init(jax.random.key(0)), (expert, policy))[1]["loss"]
+    assert loss[None] == loss[0.0]
+    np.testing.assert_allclose(loss[0.1] - loss[None], 0.1 * (36 + 4), rtol=1e-4)
+    numbered = discriminator(gail_reward(state_table(2, 2)), optax.sgd(1.0), gradient_penalty=0.1)
+    with pytest.raises(ValueError, match="states must be real"):
+        numbered.step(numbered.init(jax.random.key(0)), (steps(), steps()))
+
+
+def test_rows_are_drawn_in_proportion_to_their_weights():
+    drawn = draw_transitions(jax.random.key(0), steps(weights=jnp.array([1.0, 3.0, 0.0])), 4000)
+    assert drawn.weights is None
+    assert drawn.states.shape == (4000,)
+    share = np.bincount(np.asarray(drawn.actions + 2 * drawn.states), minlength=4) / 4000
+    which = [int(steps().actions[i] + 2 * steps().states[i]) for i in range(3)]
+    np.testing.assert_allclose(share[which], [0.25, 0.75, 0.0], atol=0.02)
+    even = draw_transitions(jax.random.key(0), steps(weights=None), 3000)
+    counts = np.bincount(np.asarray(even.actions + 2 * even.states), minlength=4)[which]
+    np.testing.assert_allclose(counts / 3000, 1 / 3, atol=0.03)
 
 
 # Transitions of an MDP

@@ -355,7 +355,7 @@ def test_jit_and_vmap_over_rewards_and_mdps():
     for i in (0, 4):
         alone = soft_value_iteration(mdp, many[i])
         np.testing.assert_allclose(together.value[i], alone.value, rtol=1e-5, atol=1e-5)
-        assert abs(together.iterations[i] - alone.iterations) <= 1
+        assert abs(together.iterations[i] - alone.iterations) <= 2
     mdps = jax.vmap(lambda key: random_mdp(key, S, A))(jax.random.split(jax.random.key(2), 3))
 
     def everything(mdp):

@@ -31,6 +31,8 @@ from jaxalign.mdp import (
 from jaxalign.mdp.planning import policy_evaluation
 from jaxalign.mdp.transitions import dense_transition
 
+OPTIMIZED = True
+
 VALUE, NOMINAL = np.array([0.0, 1.0, 2.0]), np.array([0.2, 0.3, 0.5])  # mean 1.3
 WORST_CASES = {
     L1Ball: worst_case_l1,

@@ -1,4 +1,4 @@
-"""Demonstrations, behavioural cloning, and PPO as GAIL's and AIRL's learner: the plumbing by hand, then what is learned."""
+"""Demonstrations, cloning, and PPO as the learner of GAIL and AIRL: the plumbing by hand, then what is learned."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import pytest
 from jaxalign import train
 from jaxalign.environments import Box, Discrete, Environment, TimeStep, batched, cartpole
 from jaxalign.irl import Transitions, airl, gail
+from jaxalign.rl import imitation
 from jaxalign.rl.actor_critic import act_with, actor_critic
 from jaxalign.rl.imitation import (
     absorbing_transitions,
@@ -18,8 +19,8 @@ from jaxalign.rl.imitation import (
     discriminator_network,
     ppo_learner,
 )
-from jaxalign.rl.ppo import ppo_optimizer, ppo_parts
-from jaxalign.rl.rollout import collect
+from jaxalign.rl.ppo import PPOParts, ppo_optimizer, ppo_parts
+from jaxalign.rl.rollout import Steps, collect
 
 SIZES = {"num_envs": 3, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "discount": 0.9}
 
@@ -82,6 +83,7 @@ def test_rests_by_hand():
     assert both.next_states[:, 0].tolist() == [1, 3, 1, 3]
     assert both.weights.tolist() == [1, 2, 0, 6]  # 2 * 0.75 / 0.25 = 2 * (0.75 + 0.75^2 + ...)
     assert both.log_probs.tolist() == [-0.5, -0.25, 0, 0]
+    assert both.resting.tolist() == [False, False, True, True]
     assert not both.terminated.any()
     bare = absorbing_transitions(rows._replace(weights=None, log_probs=None), discount=0.75)
     assert bare.log_probs is None
@@ -92,23 +94,24 @@ def test_rests_by_hand():
 
 
 def test_demonstrations_count_the_steps_of_whole_episodes():
-    shown = demonstrations(
-        jax.random.key(0), corridor(), lambda key, seen: jnp.array(1), episodes=2, max_steps=4
+    shown = jax.jit(
+        lambda move: demonstrations(jax.random.key(0), corridor(), lambda key, seen: move, episodes=2, max_steps=6)
     )
-    assert shown.weights.tolist() == [1, 1, 1, 0] * 2
-    assert shown.states[:3, 0].tolist() == [0, 1, 2]
-    assert shown.terminated.tolist() == [False, False, True, False] * 2
-    cut = demonstrations(jax.random.key(0), corridor(), lambda key, seen: jnp.array(0), episodes=1, max_steps=7)
-    assert cut.weights.tolist() == [1, 1, 1, 1, 1, 0, 0]
+    ended, cut = shown(1), shown(0)
+    assert ended.weights.tolist() == [1, 1, 1, 0, 0, 0] * 2
+    assert ended.states[:3, 0].tolist() == [0, 1, 2]
+    assert ended.next_states[:3, 0].tolist() == [1, 2, 3]
+    assert ended.terminated.tolist() == [False, False, True, False, False, False] * 2
+    assert cut.weights.tolist() == [1, 1, 1, 1, 1, 0] * 2
     assert not cut.terminated.any()
     with pytest.raises(ValueError, match=r"every=0 must be in 1\.\.max_steps=4"):
-        demonstrations(jax.random.key(0), corridor(), lambda key, seen: jnp.array(0), episodes=1, max_steps=4, every=0)
+        demonstrations(jax.random.key(0), corridor(), lambda key, seen: 0, episodes=1, max_steps=4, every=0)
 
 
 def test_demonstrations_keep_every_third_step_from_a_random_first():
-    shown = jax.jit(
-        lambda key: demonstrations(key, corridor(), lambda k, seen: 0, episodes=60, max_steps=5, every=3)
-    )(jax.random.key(0))
+    shown = jax.jit(lambda key: demonstrations(key, corridor(), lambda k, seen: 0, episodes=60, max_steps=5, every=3))(
+        jax.random.key(0)
+    )
     times = np.asarray(shown.states[:, 1]).reshape(60, 2)
     weights = np.asarray(shown.weights).reshape(60, 2)
     assert set(times[:, 0]) == {0, 1, 2}
@@ -120,109 +123,107 @@ def test_demonstrations_keep_every_third_step_from_a_random_first():
 # What PPO is paid
 
 
-@pytest.fixture(scope="module")
-def paid():
-    """improve() under a reward that reads the rows, and PPO's own on the rewards this should come to."""
+def test_paid_what_the_environment_pays_it_is_ppo_bit_for_bit():
+    learn, parts = learner(), ppo_parts(corridor(), model(), ppo_optimizer(1e-2), **SIZES)
 
-    def compare(reward, expected, **options):
-        learn = learner(**options)
-        parts = ppo_parts(corridor(), model(), ppo_optimizer(1e-2), **SIZES)
+    @jax.jit
+    def both(key, order):
+        keys = jax.random.split(key, 3)
+        state, rows = learn.rollout(learn.init(keys[0]), keys[1])
+        ours, _ = learn.improve(state, lambda rows: rows.next_states[order, 0], rows, keys[2])
+        theirs, steps = parts.collect(parts.init(keys[0]), keys[1])
+        theirs, _ = parts.improve(theirs, steps, steps.rewards, keys[2])
+        known = learn.log_prob(state, absorbing_transitions(rows, discount=0.9))
+        return [(state.params, state.opt_state) for state in (ours, theirs)], (rows.log_probs, known)
 
-        def both(key):
-            keys = jax.random.split(key, 3)
-            state, rows = learn.rollout(learn.init(keys[0]), keys[1])
-            ours, _ = learn.improve(state, reward, rows, keys[2])
-            theirs, steps = parts.collect(parts.init(keys[0]), keys[1])
-            theirs, _ = parts.improve(theirs, steps, expected(steps), keys[2])
-            still, _ = parts.improve(theirs, steps, jnp.zeros_like(steps.rewards), keys[2])
-            return (ours.params, ours.opt_state), (theirs.params, theirs.opt_state), still.params
-
-        ours, theirs, other = jax.jit(both)(jax.random.key(0))
-        assert not equal(theirs[0], other)
-        return equal(ours, theirs)
-
-    return compare
+    results, (acting, known) = both(jax.random.key(0), jnp.arange(24))
+    assert equal(*results)
+    assert not equal(*both(jax.random.key(0), jnp.arange(24)[::-1])[0])
+    # What it did, it would say again; where nothing is chosen nothing surprises.
+    np.testing.assert_allclose(known, np.concatenate([acting, np.zeros(24)]), rtol=1e-5)
 
 
-def test_paid_what_the_environment_pays_it_is_ppo_bit_for_bit(paid):
-    assert paid(lambda rows: rows.next_states[:, 0], lambda steps: steps.rewards)
-    assert not paid(lambda rows: rows.next_states[:, 0], lambda steps: steps.rewards.T.reshape(steps.rewards.shape))
+def test_surprise_and_rests_are_paid_by_hand(monkeypatch):
+    """Two environments in two steps, reward = place arrived at; the second one ends in its first step, at 3."""
+    flags = jnp.array([[False, True], [False, False]])
+    place = jnp.array([[[0.0], [2.0]], [[1.0], [0.0]]])
+    steps = Steps(
+        place, jnp.ones((2, 2), int), jnp.zeros((2, 2)), place + 1, flags, jnp.zeros((2, 2), bool),
+        jnp.array([[-1.0, -2.0], [-3.0, -4.0]]),
+        {"episode_return": jnp.zeros((2, 2)), "episode_length": jnp.zeros((2, 2))},
+    )  # fmt: skip
+    told = PPOParts(None, lambda state, key: (state, steps), lambda state, *paid: (state, {"paid": paid[1]}))
+    monkeypatch.setattr(imitation, "ppo_parts", lambda *args, discount: told)
 
+    def paid(**options):
+        learn = ppo_learner(corridor(), model(), None, **options)
+        state, rows = learn.rollout(imitation.ImitatorState(*[None] * 4), None)
+        return learn.improve(state, lambda rows: rows.next_states[:, 0], rows, None)[1]["policy/paid"].tolist()
 
-def test_temperature_pays_for_surprise(paid):
-    reward = lambda rows: rows.next_states[:, 0]  # noqa: E731
-    assert paid(reward, lambda steps: steps.rewards - 0.5 * steps.log_probs, temperature=0.5)
-
-
-def test_the_last_step_also_earns_the_rests(paid):
-    """Reward = place, of the rest 3 at the end; discount 0.9, so 9 rests: and no surprise in them."""
-
-    def expected(steps):
-        return steps.rewards - steps.log_probs + jnp.where(steps.terminated, 9.0 * 3.0, 0.0)
-
-    learn = learner(absorbing=True)
-    state, rows = jax.jit(lambda key: learn.rollout(learn.init(key), key))(jax.random.key(2))
-    assert rows.terminated.shape == (2 * 24,)
-    ended = np.asarray(state.steps.terminated).reshape(-1)
-    assert ended.any()
-    np.testing.assert_allclose(rows.weights[24:], np.where(ended, 9.0, 0.0), rtol=1e-5)
-    seen = []
-    parts = ppo_parts(corridor(), model(), ppo_optimizer(1e-2), **SIZES)
-    heard = learner(absorbing=True, temperature=1.0)
-    reward = lambda rows: rows.next_states[:, 0]  # noqa: E731
-    improved, _ = heard.improve(state, reward, rows, jax.random.key(3))
-    target, _ = parts.improve(state, state.steps, expected(state.steps), jax.random.key(3))
-    for x, y in zip(*(jax.tree.leaves(s.params) for s in (improved, target)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-    assert not seen
+    assert paid() == [[1, 3], [2, 1]]
+    assert paid(temperature=0.5) == [[1.5, 4], [3.5, 3]]
+    # Discount 0.75 makes the rests 3 times as long as a step, and there is nothing to choose in them.
+    assert paid(temperature=0.5, absorbing=True, discount=0.75) == [[1.5, 4 + 3 * 3], [3.5, 3]]
 
 
 # The whole loop
 
 
-def loop(world, kind="gail"):
+def loop(scale):
+    """AIRL with everything on it, in a corridor that pays scale * place."""
     shown = demonstrations(jax.random.key(0), corridor(), lambda key, seen: 1, episodes=2, max_steps=5)
-    network = lambda x: discriminator_network(corridor(), shown, hidden=(4,), of_actions=x)  # noqa: E731
-    options = {"expert": shown, "discriminator_steps": 2, "discriminator_batch": 8, "gradient_penalty": 0.1}
-    if kind == "gail":
-        return gail(learner(world), network(True), optax.adam(1e-2), **options)
-    learn = learner(world, temperature=1.0, absorbing=True)
-    shown = absorbing_transitions(shown, discount=0.9)
-    return airl(learn, network(True), network(False), optax.adam(1e-2), discount=0.9, **options)
+    of_both, of_states = (discriminator_network(corridor(), shown, hidden=(4,), of_actions=x) for x in (True, False))
+    learn = learner(corridor(lambda place: scale * place), temperature=1.0, absorbing=True)
+    return airl(
+        learn, of_both, of_states, optax.adam(1e-2), discount=0.9, expert=absorbing_transitions(shown, discount=0.9),
+        discriminator_steps=2, discriminator_batch=8, gradient_penalty=0.1,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["gail", "airl"])
-def test_steps_keep_the_state_and_seeds_side_by_side_are_each_alone(kind):
-    algorithm = loop(corridor(), kind)
+@pytest.fixture(scope="module")
+def run():
+    """Two steps: (key, scale) -> (state, metrics)."""
+    return lambda key, scale: train(loop(scale), key, None, length=2)
+
+
+@pytest.fixture(scope="module")
+def lanes(run):
+    """Two seeds, the second of them also where the environment pays NaN."""
+    keys = jax.random.split(jax.random.key(1), 2)
+    return jax.jit(jax.vmap(run))(keys[jnp.array([0, 1, 1])], jnp.array([1.0, 1.0, jnp.nan]))
+
+
+def test_a_step_keeps_the_types_of_the_state():
+    algorithm = loop(1.0)
     before = jax.eval_shape(algorithm.init, jax.random.key(0))
     after, _ = jax.eval_shape(algorithm.step, before, None)
     about = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]  # noqa: E731
     assert jax.tree.structure(before) == jax.tree.structure(after)
     assert about(before) == about(after)
 
-    keys = jax.random.split(jax.random.key(1), 2)
-    run = lambda key: train(algorithm, key, None, length=2)  # noqa: E731
-    state, metrics = jax.jit(jax.vmap(run))(keys)
-    alone, measured = jax.jit(run)(keys[1])
+
+@pytest.mark.slow
+def test_seeds_side_by_side_are_each_alone(run, lanes):
+    state, metrics = lanes
+    alone, measured = jax.jit(run)(jax.random.split(jax.random.key(1), 2)[1], 1.0)
     assert int(alone.step) == int(alone.policy.step) == 2
-    np.testing.assert_allclose(metrics["loss"][1], measured["loss"], rtol=1e-4)
     for x, y in zip(jax.tree.leaves(state.policy.params), jax.tree.leaves(alone.policy.params), strict=True):
         np.testing.assert_allclose(x[1], y, rtol=1e-3, atol=1e-5)
+    for name in ("loss", "policy/loss", "reward/policy", "episode/return"):
+        assert np.isfinite(measured[name]).all()
+        np.testing.assert_allclose(metrics[name][1], measured[name], rtol=1e-3, atol=1e-5)
     assert measured["policy/loss"][0] != measured["loss"][0]
-    assert np.isfinite(measured["reward/policy"]).all()
 
 
-def test_the_environments_reward_stays_unseen():
+def test_the_environments_reward_stays_unseen(lanes):
     """NaN in place of it changes nothing but what is said of the episodes."""
-
-    def run(pays):
-        state, metrics = jax.jit(lambda key: train(loop(corridor(pays)), key, None, length=2))(jax.random.key(0))
-        return (state.params, state.policy.params, metrics["reward/policy"]), metrics["episode/return"]
-
-    (shown, paid), (hidden, unpaid) = run(lambda place: place), run(lambda place: jnp.full_like(place, jnp.nan))
-    assert equal(shown, hidden)
-    assert np.isfinite(paid).all()
-    assert np.isnan(unpaid).all()
+    state, metrics = lanes
+    learned = (state.params, state.policy.params, {n: x for n, x in metrics.items() if n != "episode/return"})
+    assert equal(*(jax.tree.map(lambda x, i=i: x[i], learned) for i in (1, 2)))
+    assert not equal(*(jax.tree.map(lambda x, i=i: x[i], learned) for i in (0, 1)))
+    assert int(state.step[0]) == int(state.policy.step[0]) == 2
+    assert np.isfinite(metrics["episode/return"][1]).all()
+    assert np.isnan(metrics["episode/return"][2]).all()
 
 
 # Behavioural cloning
@@ -246,29 +247,37 @@ def test_cloning_by_hand_and_its_optimum_is_what_was_seen():
     shown = tally([0, 0, 0, 0, 1, 1, 2], [1, 1, 1, 0, 0, 1, 1], jnp.array([1.0, 1, 1, 1, 1, 4, 0]))
     table = actor_critic(rooms(), hidden=())
     algorithm = behavioural_cloning(table, optax.adam(0.1), expert=shown)
-    state, metrics = jax.jit(lambda key: train(algorithm, key, None, length=300))(jax.random.key(0))
-    first = jax.jit(lambda key: algorithm.init(key))(jax.random.key(0))
-    log_pi = table.policy(first.params, shown.states).log_prob(shown.actions)
+
+    @jax.jit
+    def run(key):
+        first = algorithm.init(key).params
+        state, metrics = train(algorithm, key, None, length=300)
+        log_pi = table.policy(first, shown.states).log_prob(shown.actions)
+        return first["critic"], state.params["critic"], log_pi, table.policy(state.params, jnp.arange(3)).probs, metrics
+
+    critic, same, log_pi, learned, metrics = run(jax.random.key(0))
+    assert equal(critic, same)
     np.testing.assert_allclose(metrics["loss"][0], -np.average(log_pi, weights=shown.weights), rtol=1e-5)
-    learned = table.policy(state.params, jnp.arange(3)).probs
-    np.testing.assert_allclose(learned[:2, 1], [0.75, 0.8], atol=1e-3)
-    untouched = table.policy(first.params, jnp.arange(3)).probs
+    np.testing.assert_allclose(learned[:2, 1], [0.75, 0.8], atol=1e-3)  # the rooms share a bias, so the third moves
     entropy = lambda p: -(p * np.log(p) + (1 - p) * np.log(1 - p))  # noqa: E731
     np.testing.assert_allclose(metrics["loss"][-1], (4 * entropy(0.75) + 5 * entropy(0.8)) / 9, atol=1e-4)
-    assert equal(state.params["critic"], first.params["critic"])
-    assert untouched.shape == (3, 2)
 
 
 def test_cloning_draws_rows_by_weight_and_takes_batches():
     shown = tally([0, 1], [1, 1], jnp.array([1.0, 0.0]))
     table = actor_critic(rooms(), hidden=())
-    drawn = behavioural_cloning(table, optax.adam(0.1), expert=shown, batch_size=4)
-    all_rows = behavioural_cloning(table, optax.adam(0.1))
-    one = lambda a, batch: jax.jit(a.step)(a.init(jax.random.key(0)), batch)[0].params["actor"]  # noqa: E731
-    for x, y in zip(*map(jax.tree.leaves, (one(drawn, None), one(all_rows, tally([0], [1])))), strict=True):
+    drawing = behavioural_cloning(table, optax.adam(0.1), expert=shown, batch_size=4)
+    given = behavioural_cloning(table, optax.adam(0.1))
+
+    @jax.jit
+    def run(key):
+        start = given.init(key)
+        return [a.step(start, batch)[0].params for a, batch in ((drawing, None), (given, tally([0], [1])))]
+
+    for x, y in zip(*map(jax.tree.leaves, run(jax.random.key(0))), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5)
     with pytest.raises(ValueError, match="no demonstrations"):
-        all_rows.step(all_rows.init(jax.random.key(0)), None)
+        jax.eval_shape(lambda key: given.step(given.init(key), None), jax.random.key(0))
 
 
 # The discriminator's network
@@ -284,28 +293,28 @@ def test_the_network_does_not_see_the_unit_of_the_observations():
     outputs = []
     for seen, x in ((shown, rows), (moved, 1000.0 * rows - 7.0)):
         network = discriminator_network(corridor(), seen, hidden=(4,))
-        outputs.append(network.apply(network.init(jax.random.key(1)), x))
+        outputs.append(network.apply(jax.jit(network.init)(jax.random.key(1)), x))
     assert outputs[0].shape == (3, 2)
     assert np.ptp(outputs[0]) > 0
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_networks_shapes_for_every_kind_of_space():
-    real = corridor()
-    real = real.replace(action_space=Box(-1.0, 1.0, (2,)))
-    shown = Transitions(
-        jax.random.normal(jax.random.key(0), (5, 2)), jax.random.normal(jax.random.key(1), (5, 2)), jnp.ones((5, 2)),
-        jnp.zeros(5, bool),
-    )  # fmt: skip
+    real = corridor().replace(action_space=Box(-1.0, 1.0, (2,)))
+    states, after = jax.random.normal(jax.random.key(0), (2, 5, 2))
+    shown = Transitions(states, jnp.eye(5, 2), after, jnp.zeros(5, bool))
+
+    def outputs(network, *rows):
+        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        return network.apply(jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape), shapes), *rows)
+
     for of_actions in (True, False):
         network = discriminator_network(real, shown, hidden=(4,), of_actions=of_actions)
-        params = network.init(jax.random.key(0))
-        out = network.apply(params, shown.states, shown.actions)
+        out, other = (outputs(network, states, x) for x in (shown.actions, -shown.actions))
         assert out.shape == (5, 1)
-        turned = network.apply(params, shown.states, -shown.actions)
-        assert bool((out == turned).all()) is not of_actions
+        assert bool((out == other).all()) is not of_actions
     tabular = discriminator_network(rooms(), tally([0, 1, 2], [1, 0, 1]), hidden=())
-    assert tabular.apply(tabular.init(jax.random.key(0)), jnp.array([0, 2])).shape == (2, 2)
+    assert outputs(tabular, jnp.array([0, 2])).shape == (2, 2)
 
 
 # Learning

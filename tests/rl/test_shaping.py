@@ -80,8 +80,8 @@ def test_the_optimal_value_as_potential_leaves_nothing_to_plan():
     mdp = gridworld(2, 3, slip=0.1, goal=5)
     reward = arrival_reward(mdp, jnp.arange(6.0))
     shaped = shaped_reward(mdp, reward, value_iteration(mdp, reward).value)
-    np.testing.assert_allclose(value_iteration(mdp, shaped).value, 0.0, atol=1e-4)
-    np.testing.assert_allclose(shaped.max(-1), 0.0, atol=1e-4)  # the greedy action of one step is the best
+    np.testing.assert_allclose(value_iteration(mdp, shaped).value, 0.0, atol=3e-4)
+    np.testing.assert_allclose(shaped.max(-1), 0.0, atol=3e-4)  # the greedy action of one step is the best
 
 
 def test_a_bonus_for_approaching_is_farmed_and_its_potential_is_not():
