@@ -31,6 +31,7 @@ from jaxalign.statistics import bootstrap_interval, interquartile_mean
 
 SEEDS, ROLLOUTS, CLONING_STEPS, EPISODES = 8, 48, 1000, 32
 MARK, DISCOUNT = 1.0, 0.99
+METHODS = ("expert", "behavioural cloning", "GAIL", "AIRL", "PPO, constant reward")
 PPO = {
     "num_envs": 8, "num_steps": 512, "num_epochs": 4, "num_minibatches": 16, "discount": DISCOUNT,
     "normalize_rewards": True,
@@ -53,7 +54,7 @@ def distance(observation):
 
 
 plain = cartpole()
-task = paying(lambda observation: 1.0 - jnp.minimum(1.0, 0.5 * distance(observation)))
+task = paying(lambda observation: 1.0 - 0.5 * distance(observation))
 model = actor_critic(plain)
 
 
@@ -62,15 +63,10 @@ def optimizer():
 
 
 def score(key, params):
-    """A policy's return, which no imitator saw, its steps until the pole fell, and its metres from the mark."""
-    act, about = act_with(model, params), {"episodes": EPISODES, "max_steps": 500}
-    done = evaluate(key, task, act, **about)
-    away = evaluate(key, paying(distance), act, **about)
-    return {
-        "return": done.returns.mean(),
-        "steps": done.lengths.mean(dtype=jnp.float32),
-        "metres from mark": away.returns.sum() / away.lengths.sum(),
-    }
+    """A policy's steps until the pole fell, its metres from the mark, and its return, which no imitator saw."""
+    done = evaluate(key, paying(distance), act_with(model, params), episodes=EPISODES, max_steps=500)
+    steps, metres = done.lengths.mean(dtype=jnp.float32), done.returns.mean()
+    return {"steps": steps, "metres from mark": metres / steps, "return": steps - 0.5 * metres}
 
 
 def train_expert(_, key):
@@ -78,7 +74,7 @@ def train_expert(_, key):
 
 
 def imitate(expert):
-    """One seed: {method: its scores}."""
+    """One seed: {score: [METHODS]}."""
 
     def run(_, key):
         show_key, clone_key, gail_key, airl_key, constant_key, score_key = jax.random.split(key, 6)
@@ -102,7 +98,8 @@ def imitate(expert):
             "AIRL": train(recoverer, airl_key, None, length=ROLLOUTS)[0].policy.params,
             "PPO, constant reward": train(control, constant_key, None, length=ROLLOUTS)[0].params,
         }
-        return {name: score(score_key, params) for name, params in learned.items()}
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(learned[name] for name in METHODS))
+        return jax.lax.map(lambda params: score(score_key, params), together)
 
     return run
 
@@ -112,9 +109,9 @@ if __name__ == "__main__":
     scores = sweep(imitate(expert), None, jax.random.split(jax.random.key(1), SEEDS))
     columns = ("steps", "metres from mark", "return")
     print(f"{'':22}" + "".join(f"{name:26}" for name in columns))
-    for method in ("expert", "behavioural cloning", "GAIL", "AIRL", "PPO, constant reward"):
+    for i, method in enumerate(METHODS):
         cells = []
-        for values in (scores[method][name] for name in columns):
+        for values in (scores[name][:, i] for name in columns):
             low, high = bootstrap_interval(jax.random.key(2), values, statistic=interquartile_mean)
             cells.append(f"{interquartile_mean(values):6.2f} [{low:.2f}, {high:.2f}]")
         print(f"{method:22}" + "".join(f"{cell:26}" for cell in cells))

@@ -5,6 +5,7 @@ import pytest
 from jaxalign.cli import main, tour_irl, tour_preferences, tour_rl
 from jaxalign.interop import PretrainedUnavailable
 
+
 def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tour_preferences, "SEEDS", 2)
     monkeypatch.setattr(tour_preferences, "STEPS", 2)
