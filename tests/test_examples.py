@@ -74,6 +74,12 @@ def test_curiosity(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_imitate_cartpole():
+    smaller = [("8, 48, 1000, 32", "2, 1, 5, 2"), ('"num_steps": 512', '"num_steps": 32')]
+    assert "PPO, constant reward" in run("imitate_cartpole.py", smaller)
+
+
+@pytest.mark.slow
 def test_sweep_ppo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     smaller = ("SEEDS, STEPS = 8, 60_000", "SEEDS, STEPS = 2, 2_000")

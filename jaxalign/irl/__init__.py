@@ -20,6 +20,7 @@ from jaxalign.irl.adversarial import (
     airl_reward,
     discriminator,
     discriminator_loss,
+    draw_transitions,
     gail_reward,
 )
 from jaxalign.irl.adversarial_training import (
@@ -196,6 +197,7 @@ __all__ = [
     "discrete_off_switch_values",
     "discriminator",
     "discriminator_loss",
+    "draw_transitions",
     "effective_hypotheses",
     "epic_distance",
     "evaluate_reward",

@@ -64,7 +64,7 @@ from jaxalign.rl.imitation import (
 )
 from jaxalign.rl.incentives import Incentive, chain, reward_function
 from jaxalign.rl.intrinsic import IntrinsicReward, intrinsic_reward
-from jaxalign.rl.intrinsic_curiosity import intrinsic_curiosity
+from jaxalign.rl.intrinsic_curiosity import curiosity_networks, intrinsic_curiosity
 from jaxalign.rl.kl import KLController, adaptive_kl, exact_kl, kl_k1, kl_k2, kl_k3
 from jaxalign.rl.learning_curve import with_evaluation
 from jaxalign.rl.masking import masked_mean, masked_whiten
@@ -178,6 +178,7 @@ __all__ = [
     "collect",
     "constrained_value_iteration",
     "convex_coverage_set",
+    "curiosity_networks",
     "cusum",
     "cvar",
     "cvar_advantages",
