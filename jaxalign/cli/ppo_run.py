@@ -79,7 +79,7 @@ def run(options: Ppo, console: Console) -> dict[str, Any]:
 
 def _use_all_cores() -> None:
     """A device for each core, unless it is decided already: small arrays keep one core busy at most."""
-    if jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     with contextlib.suppress(RuntimeError):  # JAX has begun with the devices it has
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
