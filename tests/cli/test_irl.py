@@ -77,6 +77,7 @@ def test_files_without_the_truth_give_a_reward_and_its_held_out_score(material, 
     assert results["held_out_nll"]["mean"][0] < np.log(5.0)
 
 
+@pytest.mark.slow
 def test_a_network_of_the_features(material, tmp_path):
     out = tmp_path / "run"
     run(out, *material, "--reward", "mlp", "--seeds", "1", "--steps", "30", "--learning-rate", "0.01")

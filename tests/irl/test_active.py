@@ -429,6 +429,7 @@ def test_simulated_demonstrations_agree_with_enumerated_ones():
     assert (error < 1e-7).all()
 
 
+@pytest.mark.slow
 def test_simulated_demonstrations_under_random_dynamics():
     mdp = random_mdp(jax.random.key(3), 3, 2, discount=0.9)
     policies = action_log_likelihood(mdp, 2 * jax.random.normal(jax.random.key(4), (4, 3, 2)), beta=1.0)
@@ -447,6 +448,7 @@ def test_simulated_demonstrations_under_random_dynamics():
     assert error[0] < 0.02 * exact
 
 
+@pytest.mark.slow
 def test_information_gain_beats_random_questions():
     """32 seeds, the truth one of the hypotheses: less regret, better aligned and surer than random, paired by seed."""
     mdp = gridworld(4, 4, discount=0.9)

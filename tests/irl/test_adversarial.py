@@ -371,6 +371,7 @@ def test_sampled_demonstrations_and_rollouts_with_a_network():
     assert int(again.step) == 601
 
 
+@pytest.mark.slow
 def test_a_reward_of_states_transfers_and_one_of_actions_does_not():
     """Over eight rewards at once: planned for anew where the controls are turned, against GAIL's policy there."""
     home = grid(3)

@@ -408,6 +408,7 @@ def returns_in_deep_sea(coefficients, key, *, size, num_envs, num_rollouts, hidd
     return jnp.mean(metrics["episode/return"][-num_rollouts // 10 :])
 
 
+@pytest.mark.slow
 def test_counts_find_what_plain_ppo_does_not():
     run = functools.partial(returns_in_deep_sea, size=9, num_envs=4, num_rollouts=100, hidden=(32,))
     plain, counted = np.asarray(sweep(run, jnp.array([[0.0], [0.1]]), jax.random.split(jax.random.key(0), 6)))

@@ -76,6 +76,7 @@ def test_the_gradient_sees_the_policy_that_acted():
     assert 0 < int(steps.done.sum()) < 28
 
 
+@pytest.mark.slow
 def test_what_was_seen_once_is_remembered():
     algorithm = recurrent_ppo(
         WORLD, MODEL, ppo_optimizer(0.02), num_envs=8, num_steps=12, num_epochs=4, num_minibatches=1,
