@@ -70,6 +70,8 @@ def ppo(
 ) -> Algorithm:  # fmt: skip
     """PPO as an Algorithm that makes its own data: a step is a rollout of T = num_steps in N = num_envs environments.
 
+    It collects Steps [T, N, ...], pays them, and descends num_epochs * num_minibatches times on `surrogate_loss`.
+
     Args:
         environment: not auto-resetting; see `check_environment`.
         model: `actor_critic(environment)`, or any ActorCritic.
@@ -142,8 +144,8 @@ def ppo_parts(
             it; None: all are made.
         gae_method: "scan" or "associative", see `generalized_advantage_estimation`.
 
-    Numbers are traced, so they can be swept. Values of successors are those of the true next observation: a time limit
-    is bootstrapped through, a terminal state is worth 0.
+    Rewards, values and advantages are [T, N]. Numbers are traced, so they can be swept. Values of successors are those
+    of the true next observation: a time limit is bootstrapped through, a terminal state is worth 0.
     Raises ValueError naming the sizes if T N does not split into the minibatches, and as `check_environment`.
     """
     check_environment(environment)
@@ -329,6 +331,7 @@ def ppo_optimizer(
 ) -> optax.GradientTransformation:
     """Adam with epsilon 1e-5 after clipping the gradient's global norm, the rate falling linearly to 0 if asked.
 
+    learning_rate, max_gradient_norm: scalars [], may be traced.
     anneal_over: gradient steps until 0: rollouts * num_epochs * num_minibatches.
     """
     rate = learning_rate if anneal_over is None else optax.linear_schedule(learning_rate, 0.0, anneal_over)

@@ -78,7 +78,8 @@ def recurrent_actor_critic(
 ) -> RecurrentActorCritic:
     """Hidden layers, M = `memory` gated recurrent units, and a linear head each for policy and value.
 
-    Distributions as in `actor_critic`. Raises ValueError for the same action spaces.
+    The memory is [N, M], and the features are the memory. Distributions as in `actor_critic`. Raises ValueError for the
+    same action spaces.
     """
     head = policy_head(environment.action_space, environment.name)
     example = jnp.zeros((1, flat_size(environment.observation_space)))
@@ -113,7 +114,7 @@ def recurrent_ppo(
     environment: Environment, model: RecurrentActorCritic, optimizer: optax.GradientTransformation, *,
     incentive: Incentive | None = None, **options: Any,
 ) -> Algorithm:  # fmt: skip
-    """`ppo` for a policy with a memory; metrics and incentives are the same, options those of `recurrent_ppo_parts`."""
+    """`ppo` for a policy with a memory [N, ...]: the same metrics and incentives, options of `recurrent_ppo_parts`."""
     return assemble(recurrent_ppo_parts(environment, model, optimizer, **options), incentive)
 
 
@@ -212,7 +213,6 @@ def recurrent_ppo_parts(
 class _Playing(NamedTuple):
     inner: Any
     memory: Any
-    starts: Array
 
 
 def remembering(
@@ -232,12 +232,12 @@ def remembering(
     def reset(key: Key) -> tuple[Array, _Playing]:
         observation, inner = environment.reset(key)
         memory, features = look(one, observation, jnp.array(True))
-        return features, _Playing(inner, memory, jnp.array(False))
+        return features, _Playing(inner, memory)
 
     def step(key: Key, state: _Playing, action: Array) -> TimeStep:
         new = environment.step(key, state.inner, action)
-        memory, features = look(state.memory, new.observation, state.starts)
-        return new._replace(observation=features, state=_Playing(new.state, memory, state.starts))
+        memory, features = look(state.memory, new.observation, jnp.array(False))
+        return new._replace(observation=features, state=_Playing(new.state, memory))
 
     def act(key: Key, features: Array) -> Array:
         return draw(key, model.policy(params, features))[0]

@@ -86,12 +86,14 @@ class Episodes(NamedTuple):
 def evaluate(
     key: Key, environment: Environment, act: Callable[[Key, Array], Array], *, episodes: int, max_steps: int
 ) -> Episodes:
-    """Run one policy for whole episodes, each from a fresh reset, side by side; stops when the last has ended.
+    """Run one policy for E = `episodes` whole episodes side by side, each from a fresh reset, until the last has ended.
 
     Args:
         environment: not auto-resetting.
-        act: (key, observation) -> action, of one environment; for greedy actions ignore the key.
+        act: (key, observation [...]) -> action, of one environment; for greedy actions ignore the key.
         max_steps: no episode goes on longer.
+
+    Returns Episodes, each field [E].
     """
     reset_key, run_key = jax.random.split(key)
     observations, world = jax.vmap(environment.reset)(jax.random.split(reset_key, episodes))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -115,11 +116,14 @@ def _claim(path: Path, identity: dict[str, Any]) -> None:
 
 
 def _read(path: Path, count: int) -> list[np.ndarray] | None:
-    """The arrays of a group, or None if it is not there whole."""
+    """The arrays of a group, or None if it is not there whole; warns if it is there and damaged."""
+    if not path.exists():
+        return None
     try:
         with np.load(path) as file:
             return [file[f"leaf{i}"] for i in range(count)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        warnings.warn(f"{path} is damaged ({error}): its lanes are run again", stacklevel=3)
         return None
 
 

@@ -55,7 +55,8 @@ def test_a_finished_sweep_is_only_read_and_a_damaged_group_run_again(tmp_path):
     np.testing.assert_array_equal(again, expected)
     group = tmp_path / "lanes-000002.npz"
     group.write_bytes(group.read_bytes()[:40])
-    mended = resumable_sweep(without, None, KEYS, directory=tmp_path, lanes=2, progress=False)
+    with pytest.warns(UserWarning, match=r"lanes-000002.npz is damaged"):
+        mended = resumable_sweep(without, None, KEYS, directory=tmp_path, lanes=2, progress=False)
     np.testing.assert_array_equal(mended, expected)
 
 
