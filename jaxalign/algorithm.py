@@ -98,13 +98,14 @@ class LanguageModel(Network):
     """A Network from tokens to logits whose last layer is a matrix, so that losses need not hold all logits.
 
     apply(params, tokens[B, T]) -> logits[B, T, V], equal to `hidden(params, tokens) @ unembedding(params).T`
-    hidden(params, tokens[B, T]) -> [B, T, D]; position t sees tokens[:, :t+1] only
+    hidden(params, tokens[B, T], segments[B, T] | None = None) -> [B, T, D]; position t sees tokens[:, :t+1] only, and of
+        those only the ones of its own segment: several sequences packed into one row, each as if it were alone
     unembedding(params) -> [V, D]
     init_cache(batch_size, length) -> cache, an empty key-value cache for `length` positions
     decode(params, tokens[B, T], cache) -> (logits[B, T, V], cache), the next T positions after those cached
     """
 
-    hidden: Callable[[Params, Array], Array]
+    hidden: Callable[..., Array]
     unembedding: Callable[[Params], Array]
     init_cache: Callable[[int, int], Any]
     decode: Callable[[Params, Array, Any], tuple[Array, Any]]

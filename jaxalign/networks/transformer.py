@@ -124,12 +124,15 @@ def _dense(config: TransformerConfig, features: int, name: str, *, use_bias: boo
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention on x[B, T, D]; `cached` is one layer's (keys, values) [B, S, K, E] or None."""
+    """Causal grouped-query attention on x[B, T, D]; `cached` is one layer's (keys, values) [B, S, K, E] or None.
+
+    With `segments` [B, T] a position sees those of its own segment only; not with a cache.
+    """
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Array, positions: Array, cached: Any) -> tuple[Array, Any]:
+    def __call__(self, x: Array, positions: Array, segments: Array | None, cached: Any) -> tuple[Array, Any]:
         c = self.config
         batch, length = x.shape[:2]
 
@@ -141,7 +144,8 @@ class Attention(nn.Module):
         frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
         if cached is None:
-            out = jax.nn.dot_product_attention(*(a.astype(c.dtype) for a in (q, k, v)), is_causal=True)
+            same = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+            out = jax.nn.dot_product_attention(*(a.astype(c.dtype) for a in (q, k, v)), mask=same, is_causal=True)
         else:
             write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
             start = positions[:, 0]
@@ -171,10 +175,10 @@ class Layer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Array, positions: Array, cached: Any) -> tuple[Array, Any]:
+    def __call__(self, x: Array, positions: Array, segments: Array | None, cached: Any) -> tuple[Array, Any]:
         c = self.config
         y, cached = Attention(c, name="attention")(
-            RMSNorm(c.rms_norm_epsilon, name="attention_norm")(x), positions, cached
+            RMSNorm(c.rms_norm_epsilon, name="attention_norm")(x), positions, segments, cached
         )
         x = x + y
         return x + SwiGLU(c, name="mlp")(RMSNorm(c.rms_norm_epsilon, name="mlp_norm")(x)), cached
@@ -189,7 +193,7 @@ def _scanned_layers(config: TransformerConfig) -> type[nn.Module]:
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0),
+        in_axes=(nn.broadcast, nn.broadcast, 0),
         out_axes=0,
         length=config.num_layers,
     )
@@ -208,18 +212,28 @@ class Transformer(nn.Module):
         if not c.tie_embeddings:
             self.unembedding = self.param("unembedding", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size))
 
-    def __call__(self, tokens: Array, positions: Array, cached: Any = None) -> tuple[Array, Any]:
+    def __call__(
+        self, tokens: Array, positions: Array, segments: Array | None = None, cached: Any = None
+    ) -> tuple[Array, Any]:
         """Hidden states [B, T, D] after the final norm, and the layers' updated keys and values."""
         residual_type = jnp.promote_types(jnp.float32, self.config.dtype)
         x = self.embedding[tokens].astype(residual_type)
-        x, cached = self.layers(x, positions, cached)
+        x, cached = self.layers(x, positions, segments, cached)
         return self.final_norm(x), cached
+
+
+def positions_in(segments: Array) -> Array:
+    """How far each position of segments[B, T] is from the beginning of its run of equal numbers, [B, T] int32."""
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32)[None, :], segments.shape)
+    begins = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
 def transformer(config: TransformerConfig) -> LanguageModel:
     """A Llama-family Transformer as a LanguageModel over tokens[B, T].
 
     Causal, with positions 0 .. T-1: right-padding never changes what stands before it, so no attention mask is needed.
+    `segments` [B, T] int packs several sequences into a row: each run of one number is a sequence of its own.
     Logits are in float32 or better. Parameters (layers stacked on a leading axis [L]): `embedding` [V, D],
     `layers/attention/{q,k,v,o}/kernel`, `layers/mlp/{gate,up,down}/kernel` ([L, I, O], adapters beside them),
     `layers/{attention_norm,mlp_norm}/scale`, `final_norm/scale`, and `unembedding` [V, D] unless embeddings are tied.
@@ -242,8 +256,9 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         out = jax.lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=x.dtype)
         return out.reshape(*x.shape[:-1], -1)
 
-    def hidden(params: Params, tokens: Array) -> Array:
-        return module.apply({"params": params}, tokens, positions_of(tokens))[0]
+    def hidden(params: Params, tokens: Array, segments: Array | None = None) -> Array:
+        positions = positions_of(tokens) if segments is None else positions_in(segments)
+        return module.apply({"params": params}, tokens, positions, segments)[0]
 
     def init_cache(batch_size: int, length: int) -> Cache:
         shape = (config.num_layers, batch_size, length, config.num_kv_heads, config.head_dim)
@@ -252,12 +267,12 @@ def transformer(config: TransformerConfig) -> LanguageModel:
 
     def decode(params: Params, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
-        x, (keys, values) = module.apply({"params": params}, tokens, positions, (cache.keys, cache.values))
+        x, (keys, values) = module.apply({"params": params}, tokens, positions, None, (cache.keys, cache.values))
         return logits_of(params, x), Cache(keys, values, cache.length + tokens.shape[1])
 
     return LanguageModel(
         init=init,
-        apply=lambda params, tokens: logits_of(params, hidden(params, tokens)),
+        apply=lambda params, tokens, segments=None: logits_of(params, hidden(params, tokens, segments)),
         hidden=hidden,
         unembedding=unembedding,
         init_cache=init_cache,

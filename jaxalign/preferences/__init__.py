@@ -34,6 +34,7 @@ from jaxalign.preferences.kto import batch_kl, kto_loss
 from jaxalign.preferences.log_probs import (
     chunked_log_probs_and_entropy,
     chunked_sequence_log_probs,
+    chunked_token_log_probs,
     sequence_entropy,
     sequence_log_probs,
     token_log_probs,
@@ -71,6 +72,7 @@ __all__ = [
     "centering_penalty",
     "chunked_log_probs_and_entropy",
     "chunked_sequence_log_probs",
+    "chunked_token_log_probs",
     "completion_log_probs",
     "cpo",
     "cpo_loss",

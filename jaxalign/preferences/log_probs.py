@@ -110,6 +110,19 @@ def chunked_log_probs_and_entropy(
     return reduce_completion(token_logps, mask), reduce_completion(entropies, mask, average=True)
 
 
+def chunked_token_log_probs(
+    hidden: ArrayLike, unembedding: ArrayLike, tokens: ArrayLike, mask: ArrayLike, *, chunk_size: int
+) -> tuple[Array, Array]:
+    """Of each token that mask[B, T] marks, its log-probability and the entropy it was drawn with: ([B, T-1], [B, T-1]).
+
+    Column t is of tokens[:, t+1], as in `token_log_probs`; nats, 0 where the mask is 0. Arguments and memory as in
+    `chunked_sequence_log_probs`; no gradient flows through the entropy.
+    """
+    log_probs, entropies = _chunked(hidden, unembedding, tokens, mask, chunk_size=chunk_size, with_entropy=True)
+    wanted = jnp.asarray(mask)[:, 1:] != 0
+    return jnp.where(wanted, log_probs, 0.0), jnp.where(wanted, entropies, 0.0)
+
+
 def sequence_entropy(logits: ArrayLike, mask: ArrayLike) -> Array:
     """Mean entropy of the next-token distributions that predict a completion's tokens, in nats.
 

@@ -129,6 +129,16 @@ def test_rows_of_unequal_length_share_a_cache(model):
     np.testing.assert_allclose(logits[0, 0], network.apply(params, TOKENS)[0, 4], atol=1e-5)
 
 
+def test_sequences_packed_into_a_row_do_not_see_each_other(model):
+    network, params = model
+    first, second = jnp.array([[1, 2, 3]]), jnp.array([[4, 5, 6, 7]])
+    row, segments = jnp.concatenate([first, second], axis=1), jnp.array([[5, 5, 5, 2, 2, 2, 2]])
+    packed = jax.jit(network.apply)(params, row, segments)
+    alone = jnp.concatenate([network.apply(params, first), network.apply(params, second)], axis=1)
+    np.testing.assert_allclose(packed, alone, atol=1e-5)
+    assert jnp.abs(network.apply(params, row) - alone).max() > 1e-3  # without segments they do
+
+
 def test_rope_by_hand_and_relative():
     frequencies = rope_frequencies(4, 100.0)
     np.testing.assert_allclose(frequencies, [1.0, 0.1], rtol=1e-6)

@@ -11,6 +11,7 @@ import scipy.special
 from jaxalign.preferences import (
     chunked_log_probs_and_entropy,
     chunked_sequence_log_probs,
+    chunked_token_log_probs,
     sequence_entropy,
     sequence_log_probs,
     token_log_probs,
@@ -234,3 +235,29 @@ def test_entropy_agrees_with_scipy_chunked_or_not():
     np.testing.assert_allclose(logps, sequence_log_probs(logits, tokens, mask), rtol=1e-5)
     gradient = jax.grad(lambda h: chunked_log_probs_and_entropy(h, unembedding, tokens, mask, chunk_size=4)[1].sum())
     np.testing.assert_array_equal(gradient(hidden), jnp.zeros_like(hidden))
+
+
+def test_chunked_tokens_are_the_tokens_of_the_full_logits(problem):
+    hidden, unembedding, tokens, mask = problem
+    weights = np.random.default_rng(1).normal(size=(B, T - 1))
+    wanted = mask[:, 1:] != 0
+
+    def scalar(score):
+        return lambda h, w: jnp.sum(weights * score(h, w))
+
+    def chunked(h, w):
+        return chunked_token_log_probs(h, w, tokens, mask, chunk_size=4)[0]
+
+    def full(h, w):
+        return jnp.where(wanted, token_log_probs(h @ w.T, tokens), 0.0)
+
+    with jax.enable_x64(True):
+        h, w = jnp.asarray(hidden), jnp.asarray(unembedding)
+        np.testing.assert_allclose(chunked(h, w), full(h, w), rtol=1e-12, atol=1e-12)
+        for ours, theirs in zip(
+            jax.grad(scalar(chunked), (0, 1))(h, w), jax.grad(scalar(full), (0, 1))(h, w), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+        _, entropies = chunked_token_log_probs(h, w, tokens, mask, chunk_size=4)
+        p = scipy.special.softmax(hidden @ unembedding.T, axis=-1)[:, :-1]
+        np.testing.assert_allclose(entropies, np.where(wanted, scipy.special.entr(p).sum(-1), 0.0), atol=1e-12)
