@@ -228,6 +228,13 @@ def split_batch(batch: Any, parts: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(parts, rows[0] // parts, *x.shape[1:]), batch)
 
 
+def map_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+    """`function` of each of `parts` equal parts of a batch of leaves [B, ...], one after another, results joined again."""
+    if parts == 1:
+        return function(batch)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, split_batch(batch, parts)))
+
+
 def _accumulate(
     gradient: Callable[[Any, Key], tuple[Params, Metrics]],
     batch: Any,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign.algorithm import Algorithm, LanguageModel, Network, TrainState, gradient_algorithm, merge, split_batch
+from jaxalign.algorithm import Algorithm, LanguageModel, Network, TrainState, gradient_algorithm, map_parts, merge
 from jaxalign.preferences.batch import PreferenceBatch
 from jaxalign.preferences.direct import dpo_loss
 from jaxalign.preferences.log_probs import chunked_log_probs_and_entropy, sequence_entropy, sequence_log_probs
@@ -143,7 +143,7 @@ def dpo(
         if reference == "initial":
             params = merge(state.reference, state.frozen)
             score = functools.partial(pair_log_probs, network, params, chunk_size=chunk_size)
-            scored = _in_parts(score, batch, microbatches)
+            scored = map_parts(score, batch, microbatches)
             batch = batch._replace(reference_chosen_logps=scored.chosen, reference_rejected_logps=scored.rejected)
         if reference == "none":
             batch = batch._replace(reference_chosen_logps=None, reference_rejected_logps=None)
@@ -210,10 +210,3 @@ def _mean_over_valid(x: Array, *, valid: Array | None) -> Array:
         return x.mean()
     weight = valid.astype(x.dtype)
     return (x * weight).sum() / jnp.maximum(weight.sum(), 1)
-
-
-def _in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
-    """`function` over `parts` equal parts of the batch's rows, one after another, joined again."""
-    if parts == 1:
-        return function(batch)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, split_batch(batch, parts)))
