@@ -90,3 +90,9 @@ def test_sweep_ppo(tmp_path, monkeypatch):
 def test_successive_halving():
     smaller = ("SETTINGS, SEEDS, STEPS = 16, 4, 8_192", "SETTINGS, SEEDS, STEPS = 4, 2, 1_024")
     assert "best" in run("successive_halving.py", [smaller])
+
+
+@pytest.mark.slow
+def test_group_methods():
+    smaller = ("4, 60, 8, 8, 16, 1e-2", "2, 3, 2, 3, 16, 1e-2")
+    assert "Dr. GRPO" in run("group_methods.py", [smaller])
