@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxalign.algorithm import Algorithm, LanguageModel, Network, TrainState, gradient_algorithm, train
+    from jaxalign.early_stopping import with_early_stopping
     from jaxalign.sweeps import replicate, sweep
 
 __version__ = "0.1.0"
 
-DOMAINS = ("environments", "interop", "irl", "mdp", "networks", "preferences", "rl", "runtime", "statistics")
+DOMAINS = ("environments", "interop", "irl", "mdp", "networks", "preferences", "rl", "rlhf", "runtime", "statistics")
 
 _HOME = {
     "Algorithm": "algorithm",
@@ -24,6 +25,7 @@ _HOME = {
     "replicate": "sweeps",
     "sweep": "sweeps",
     "train": "algorithm",
+    "with_early_stopping": "early_stopping",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "replicate",
     "sweep",
     "train",
+    "with_early_stopping",
 ]
 
 

@@ -86,11 +86,15 @@ class Network:
                     raise ValueError(f"starting_from: {name} is {given[name].shape}, the network's is {leaf.shape}")
             missing = [i for i, name in enumerate(names) if name not in given]
             # Only the missing leaves are outputs, so XLA never draws the others.
-            drawn = jax.jit(lambda key: [jax.tree.leaves(self.init(key))[i] for i in missing])(key) if missing else []
+            drawn = jax.jit(lambda key: _some(jax.tree.leaves(self.init(key)), missing))(key) if missing else []
             fresh = dict(zip(missing, drawn, strict=True))
             return treedef.unflatten([fresh.get(i, given.get(name)) for i, name in enumerate(names)])
 
         return dataclasses.replace(self, init=init)
+
+
+def _some(leaves: list[Array], places: list[int]) -> list[Array]:
+    return [leaves[i] for i in places]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +102,19 @@ class LanguageModel(Network):
     """A Network from tokens to logits whose last layer is a matrix, so that losses need not hold all logits.
 
     apply(params, tokens[B, T]) -> logits[B, T, V], equal to `hidden(params, tokens) @ unembedding(params).T`
-    hidden(params, tokens[B, T], segments[B, T] | None = None) -> [B, T, D]; position t sees tokens[:, :t+1] only, and of
-        those only the ones of its own segment: several sequences packed into one row, each as if it were alone
+    hidden(params, tokens[B, T], segments[B, T] | None = None) -> [B, T, D]; position t sees tokens[:, :t+1] only, and
+        of those only the ones of its own segment: several sequences packed into one row, each as if it were alone
     unembedding(params) -> [V, D]
     init_cache(batch_size, length) -> cache, an empty key-value cache for `length` positions
     decode(params, tokens[B, T], cache) -> (logits[B, T, V], cache), the next T positions after those cached
+    for_decoding(params) -> the same weights as `decode` reads them fastest; it takes either
     """
 
     hidden: Callable[..., Array]
     unembedding: Callable[[Params], Array]
     init_cache: Callable[[int, int], Any]
     decode: Callable[[Params, Array, Any], tuple[Array, Any]]
+    for_decoding: Callable[[Params], Params] = lambda params: params
 
 
 class Algorithm(NamedTuple):
@@ -229,7 +235,7 @@ def split_batch(batch: Any, parts: int) -> Any:
 
 
 def map_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
-    """`function` of each of `parts` equal parts of a batch of leaves [B, ...], one after another, results joined again."""
+    """`function` of each of `parts` equal parts of a batch of leaves [B, ...], one after another, results joined."""
     if parts == 1:
         return function(batch)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, split_batch(batch, parts)))

@@ -1,5 +1,6 @@
 """Many runs as one program: sweeps over hyperparameters and seeds, and one Algorithm made of several lanes."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -105,7 +106,9 @@ def replicate(algorithm: Algorithm, count: int, *, mode: str = "vmap", mesh: Mes
         keys = jax.random.split(key, count)
         shape = jax.eval_shape(algorithm.init, key)
         shared = isinstance(shape, TrainState) and shape.frozen is not None
-        axes: Any = TrainState(0, 0, 0, 0, None, 0) if shared else 0  # type: ignore[arg-type]
+        axes: Any = 0
+        if shared:  # a TrainState or a subclass, whose own fields have a lane axis too
+            axes = shape.replace(**{field.name: 0 for field in dataclasses.fields(shape)} | {"frozen": None})
         state = jax.vmap(algorithm.init, out_axes=axes)(keys)
         if mesh is None:
             return state

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxalign
-from jaxalign import Algorithm, Network, environments, gradient_algorithm, irl, mdp, networks, preferences, rl
+from jaxalign import Algorithm, Network, environments, gradient_algorithm, irl, mdp, networks, preferences, rl, rlhf
 from jaxalign.runtime.checkpoint import Checkpoints
 from jaxalign.runtime.chunks import split_frozen
 from jaxalign.types import EPISODE
@@ -156,6 +156,7 @@ def aligned() -> Case:
 
 WORLD = environments.tabular_environment(GRID, jnp.arange(4.0), max_steps=3)
 MODEL = rl.actor_critic(WORLD, hidden=(4,))
+STEERED = rl.adaptive_kl(initial=0.1, target=1.0, horizon=10)
 NOTHING = jnp.zeros(1)  # a batch for those that make their own data
 FEW = {"num_envs": 2, "num_steps": 4}
 
@@ -195,7 +196,64 @@ def dqn() -> Case:
     return acting(rl.dqn, rl.q_network(WORLD, hidden=(4,)), **sizes)
 
 
+def compared() -> Case:
+    reward = preferences.trajectory_reward(Network(lambda key: jax.random.normal(key, (2,)), lambda w, x: x @ w))
+    return Case(preferences.reward_model(reward, optax.adam(1e-2)), segments_compared())
+
+
+def segments_compared() -> preferences.Comparisons:
+    x = jax.random.normal(jax.random.key(1), (2, 4, 3, 2))
+    mask = jnp.arange(3)[None, :] < jnp.array([1, 2, 3, 3])[:, None]
+    return preferences.Comparisons(x[0], mask, x[1], mask, outcome=jnp.array([0, 1, 2, 0]), index=jnp.arange(4))
+
+
+def ensemble() -> Case:
+    reward = preferences.trajectory_reward(Network(lambda key: jax.random.normal(key, (2,)), lambda w, x: x @ w))
+    return Case(preferences.reward_ensemble(reward, optax.adam(1e-2), size=2), segments_compared())
+
+
+def stopping_early() -> Case:
+    inner, batch = regression()
+    algorithm = jaxalign.with_early_stopping(
+        inner, lambda state: sum(jnp.sum(x**2) for x in jax.tree.leaves(state.params)), every=1, patience=3
+    )
+    return Case(algorithm, batch)
+
+
+def from_feedback(factory, **who) -> Case:
+    width = 4 + 5 + 1  # states, actions, whether it ended
+    linear = Network(lambda key: 0.1 * jax.random.normal(key, (width,)), lambda w, x: x @ w)
+    algorithm = factory(
+        WORLD, MODEL, optax.adam(1e-2), preferences.trajectory_reward(linear), optax.adam(1e-2), ensemble_size=2,
+        segment_length=2, queries_per_round=2, rollouts_per_round=1, reward_steps=2, reward_batch=4, capacity=8,
+        num_epochs=1, num_minibatches=2, **FEW, **who,
+    )  # fmt: skip
+    return Case(algorithm, NOTHING)
+
+
+def online(factory, **options) -> Case:
+    network = networks.transformer(language_model(remat="none"))
+    reward = rlhf.reward_of(lambda prompts, completions: completions.mask.sum(axis=1) + completions.tokens[:, 2])
+    prompts = rlhf.Prompts(jnp.array([[1, 2], [3, 0]]), jnp.array([2, 1]), jnp.arange(2))
+    algorithm = factory(
+        network, optax.adam(1e-2), reward, samples=2, max_new_tokens=3, stop_ids=(0,), chunk_size=8, **options
+    )
+    return Case(algorithm, prompts)
+
+
+# These are `grpo`, `preference_rl`, `dpo` and `adversarial_imitation` with other choices.
+SLOW = ("rloo", "dr_grpo", "dapo", "score_rl", "simpo", "orpo", "cpo", "airl", "gail")
 CASES = {
+    "reward_model": compared,
+    "reward_ensemble": ensemble,
+    "with_early_stopping": stopping_early,
+    "preference_rl": lambda: from_feedback(rlhf.preference_rl, annotator=rlhf.boltzmann_annotator(beta=1.0)),
+    "score_rl": lambda: from_feedback(rlhf.score_rl, scorer=rlhf.return_scorer()),
+    "grpo": lambda: online(rlhf.grpo),
+    "rloo": lambda: online(rlhf.rloo),
+    "dr_grpo": lambda: online(rlhf.dr_grpo),
+    "dapo": lambda: online(rlhf.dapo),
+    "ppo_lm": lambda: online(rlhf.ppo_lm, num_minibatches=2, num_epochs=1, kl_controller=STEERED),
     "ppo": lambda: Case(ppo(), NOTHING),
     "recurrent_ppo": remembering,
     "with_evaluation": evaluated,
@@ -223,7 +281,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
 def case(request) -> Case:
     return CASES[request.param]()
 

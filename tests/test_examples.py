@@ -96,3 +96,20 @@ def test_successive_halving():
 def test_group_methods():
     smaller = ("4, 60, 8, 8, 16, 1e-2", "2, 3, 2, 3, 16, 1e-2")
     assert "Dr. GRPO" in run("group_methods.py", [smaller])
+
+
+@pytest.mark.slow
+def test_reward_model():
+    assert "true" in run("reward_model.py")
+
+
+@pytest.mark.slow
+def test_rlhf_on_cartpole():
+    few = 'QUERIES = ((2, "random"), (2, "disagreement"), (8, "random"), (8, "disagreement"), (32, "disagreement"))'
+    edits = [("8, 30, 4, 32", "2, 2, 1, 4"), (few, 'QUERIES = ((2, "disagreement"),)')]
+    assert "disagreement" in run("rlhf_cartpole.py", edits)
+
+
+@pytest.mark.slow
+def test_over_optimization():
+    assert "64 preferences" in run("over_optimization.py", [("8, (4, 16, 64, 256, 1024)", "2, (4, 1024)")])

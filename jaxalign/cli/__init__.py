@@ -16,11 +16,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import tyro
 
     from jaxalign.cli.dpo import Dpo
+    from jaxalign.cli.generate import Generate
+    from jaxalign.cli.grpo import Grpo
     from jaxalign.cli.irl import Irl
+    from jaxalign.cli.overoptimize import Overoptimize
     from jaxalign.cli.ppo import Ppo
+    from jaxalign.cli.ppo_lm import PpoLm
+    from jaxalign.cli.reward import Reward
+    from jaxalign.cli.rlhf import Rlhf
     from jaxalign.cli.tour import Tour
 
-    jobs: dict[str, Any] = {"dpo": Dpo, "irl": Irl, "ppo": Ppo, "tour": Tour}
+    jobs: dict[str, Any] = {
+        "dpo": Dpo, "generate": Generate, "grpo": Grpo, "irl": Irl, "overoptimize": Overoptimize, "ppo": Ppo,
+        "ppo-lm": PpoLm, "reward": Reward, "rlhf": Rlhf, "tour": Tour,
+    }  # fmt: skip
     job = tyro.extras.subcommand_cli_from_dict(
         jobs,
         args=arguments,

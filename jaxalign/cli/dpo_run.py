@@ -22,6 +22,7 @@ from jaxalign.cli.dpo import Dpo
 from jaxalign.cli.dpo_report import write_report
 from jaxalign.interop import (
     PreferenceData,
+    PreferencePair,
     Pretrained,
     embedded_preferences,
     load_pretrained,
@@ -72,11 +73,11 @@ def run(options: Dpo, console: Console) -> dict[str, dict[str, Any]]:
     sizes: dict[str, Any] = {"dtype": options.dtype, "lora_rank": rank, "lora_alpha": 2.0 * rank}
     param_dtype = options.dtype if options.lora else "float32"
     pretrained = load_pretrained(options.model, param_dtype=param_dtype, **sizes)
-    data = prepare(options, pretrained, pad_id=_pad_id(pretrained))
+    data = prepare(options, pretrained, pad_id=pad_id_of(pretrained))
     for note in data.notes:
         console.print(note)
 
-    identity = _fingerprint(options, pretrained, data)
+    identity = fingerprint(options, pretrained, data.digest)
     score = jax.jit(lambda params, batch: pair_log_probs(pretrained.network, params, batch))
     before = {}
     for name, pairs in (("train", data.train), ("held_out", data.held_out)):
@@ -103,7 +104,7 @@ def run(options: Dpo, console: Console) -> dict[str, dict[str, Any]]:
     )
     lanes = [_lane(state, i) for i in range(options.seeds)] if options.seeds > 1 else [state]
     title = "Scoring the tuned model, held_out"
-    held_out = [_collect(data.held_out, score, lane.all_params, title, console) for lane in lanes]
+    held_out = [collect(data.held_out, score, lane.all_params, title, console) for lane in lanes]
     after = jax.tree.map(lambda *x: np.stack(x), *held_out)
     report, results = write_report(options, data.notes, metrics, before["held_out"], after)
     report.print(console)
@@ -119,44 +120,67 @@ def run(options: Dpo, console: Console) -> dict[str, dict[str, Any]]:
 
 def prepare(options: Dpo, pretrained: Pretrained, *, pad_id: int) -> Prepared:
     """Read, split by prompt, tokenize and bucket the pairs."""
+    train, held_out, notes, digest = read_pairs(
+        options.data, held_out=options.held_out, limit=options.limit, seed=options.seed
+    )
+    parts = []
+    for name, pairs, size in (("training", train, options.batch_size), ("held-out", held_out, options.microbatch)):
+        part, said = batches_of(
+            name, pairs, pretrained, batch_size=size, max_length=options.max_length, seed=options.seed, pad_id=pad_id
+        )
+        parts.append(part)
+        notes += said
+    return Prepared(parts[0], parts[1], notes, digest)
+
+
+def read_pairs(
+    data: Path | None, *, held_out: float, limit: int | None, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair], list[str], str]:
+    """(training pairs, held-out pairs, notes, digest) of a file or the embedded pairs; no prompt is in both parts."""
     notes = []
-    if options.data is None:
-        train, held_out = embedded_preferences()
+    if data is None:
+        train, kept = embedded_preferences()
         notes.append("Pairs: the embedded right and wrong answers")
         source = b"embedded"
     else:
-        file = read_preferences(options.data, on_bad="skip")
+        file = read_preferences(data, on_bad="skip")
         notes += [f"Left out {count} rows: {reason}" for reason, count in file.reasons.items()]
-        train, held_out = split_pairs(file.pairs, held_out=options.held_out, seed=options.seed)
-        source = hashlib.sha256(options.data.read_bytes()).digest()
-    if options.limit is not None and options.limit < len(train) + len(held_out):
-        rng = np.random.default_rng(options.seed)
-        share = options.limit / (len(train) + len(held_out))
-        train, held_out = (
+        train, kept = split_pairs(file.pairs, held_out=held_out, seed=seed)
+        source = hashlib.sha256(data.read_bytes()).digest()
+    if limit is not None and limit < len(train) + len(kept):
+        rng = np.random.default_rng(seed)
+        share = limit / (len(train) + len(kept))
+        train, kept = (
             [part[i] for i in sorted(rng.permutation(len(part))[: max(1, round(share * len(part)))])]
-            for part in (train, held_out)
+            for part in (train, kept)
         )
-    parts = []
-    for name, pairs, size in (("training", train, options.batch_size), ("held-out", held_out, options.microbatch)):
-        tokenized = tokenize_pairs(pairs, pretrained.tokenizer, max_length=options.max_length)
-        if not tokenized.pairs:
-            raise ValueError(f"no {name} pairs are left after tokenization with --max-length {options.max_length}")
-        parts.append(PreferenceData(tokenized, batch_size=size, seed=options.seed, pad_id=pad_id))
-        notes.append(
-            f"{len(tokenized.pairs)} {name} pairs, {tokenized.truncated} truncated, {len(tokenized.dropped)} dropped"
-        )
-        reasons = collections.Counter(reason for _, reason in tokenized.dropped)
-        notes += [f"Dropped {count} {name} pairs: {reason}" for reason, count in reasons.most_common()]
-    return Prepared(parts[0], parts[1], notes, hashlib.sha256(source).hexdigest()[:16])
+    return train, kept, notes, hashlib.sha256(source).hexdigest()[:16]
+
+
+def batches_of(
+    name: str,
+    pairs: list[PreferencePair],
+    pretrained: Pretrained,
+    *,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    pad_id: int,
+) -> tuple[PreferenceData, list[str]]:
+    """Tokenize and bucket pairs, which messages call `name`; with them a line about each thing left out."""
+    tokenized = tokenize_pairs(pairs, pretrained.tokenizer, max_length=max_length)
+    if not tokenized.pairs:
+        raise ValueError(f"no {name} pairs are left after tokenization with --max-length {max_length}")
+    notes = [f"{len(tokenized.pairs)} {name} pairs, {tokenized.truncated} truncated, {len(tokenized.dropped)} dropped"]
+    reasons = collections.Counter(reason for _, reason in tokenized.dropped)
+    notes += [f"Dropped {count} {name} pairs: {reason}" for reason, count in reasons.most_common()]
+    return PreferenceData(tokenized, batch_size=batch_size, seed=seed, pad_id=pad_id), notes
 
 
 def algorithm_of(options: Dpo, pretrained: Pretrained, steps: int) -> Algorithm:
     """The Algorithm the options ask for, starting from the pretrained weights."""
     peak = options.learning_rate if options.learning_rate is not None else (2e-4 if options.lora else 1e-5)
-    # The warm-up's first step is at rate 0, which a run of one step could not afford.
-    first = 0.0 if steps > 1 else peak
-    schedule = optax.warmup_cosine_decay_schedule(first, peak, max(1, steps // 10), max(2, steps), 0.1 * peak)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
+    optimizer = optimizer_of(peak, steps)
     network = pretrained.network.starting_from(pretrained.params)
     shared: dict[str, Any] = {
         "beta": options.beta,
@@ -175,6 +199,14 @@ def algorithm_of(options: Dpo, pretrained: Pretrained, steps: int) -> Algorithm:
     return preferences.dpo(network, optimizer, loss=loss, reference="batch", **shared)
 
 
+def optimizer_of(peak: float, steps: int) -> optax.GradientTransformation:
+    """AdamW, gradients clipped at norm 1, at a rate that warms up to `peak` and falls along a cosine to a tenth."""
+    # The warm-up's first step is at rate 0, which a run of one step could not afford.
+    first = 0.0 if steps > 1 else peak
+    schedule = optax.warmup_cosine_decay_schedule(first, peak, max(1, steps // 10), max(2, steps), 0.1 * peak)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
+
+
 def _check(options: Dpo) -> None:
     for name in ("beta", "epochs", "batch_size", "microbatch", "seeds", "limit", "lora_rank", "checkpoint_every"):
         value = getattr(options, name)
@@ -188,23 +220,22 @@ def _check(options: Dpo) -> None:
         raise ValueError("--loss exo needs --label-smoothing above 0")
 
 
-def _pad_id(pretrained: Pretrained) -> int:
+def pad_id_of(pretrained: Pretrained) -> int:
+    """What fills up short rows. Raises ValueError for a model without a tokenizer."""
     if pretrained.tokenizer is None:
         raise ValueError("the model's folder has no tokenizer.json, without which text cannot be read")
     return pretrained.tokenizer.pad_id or 0
 
 
-def _fingerprint(options: Dpo, pretrained: Pretrained, data: Prepared) -> dict[str, Any]:
+def fingerprint(options: Any, pretrained: Pretrained, digest: str) -> dict[str, Any]:
     """What must be the same when a run is resumed: every option that changes the numbers, the data and the weights."""
     free = {"out", "resume", "checkpoint_every", "export", "data", "model"}
     fixed = {name: value for name, value in dataclasses.asdict(options).items() if name not in free}
     weights = hashlib.sha256(np.asarray(jax.device_get(digests(pretrained.params))).tobytes()).hexdigest()[:16]
-    return {**fixed, "data": data.digest, "model": weights}
+    return {**fixed, "data": digest, "model": weights}
 
 
-def _collect(
-    pairs: PreferenceData, score: Callable[..., Any], params: Any, title: str, console: Console
-) -> PairLogProbs:
+def collect(pairs: PreferenceData, score: Callable[..., Any], params: Any, title: str, console: Console) -> Any:
     """Score all pairs under `params`, in NumPy and in the order of the pairs, with a progress bar."""
     if not console.is_terminal:
         console.print(f"{title}: {len(pairs)} pairs ...")
@@ -232,7 +263,7 @@ def _reference(
         console.print(f"{path.name} is of another run; scoring the reference again")
     # Adapters start at zero, so these parameters are the reference with or without them.
     title = f"Scoring the untuned model, {path.stem.removeprefix('reference_')}"
-    scored = _collect(pairs, score, pretrained.params, title, console)
+    scored = collect(pairs, score, pretrained.params, title, console)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, identity=text, **scored._asdict())

@@ -47,7 +47,7 @@ def run(options: Ppo, console: Console) -> dict[str, Any]:
     if not options.resume and (options.out / "checkpoints").exists():
         raise FileExistsError(f"{options.out} holds a run: add --resume to go on with it, or choose another --out")
     settings = settings_of(options)
-    _use_all_cores()
+    use_all_cores()
     environment = known(options.env).make()
     model = actor_critic(environment, hidden=options.hidden)
     lanes = [*itertools.product(settings.learning_rate, settings.entropy, range(options.seeds))]
@@ -77,7 +77,7 @@ def run(options: Ppo, console: Console) -> dict[str, Any]:
     return results
 
 
-def _use_all_cores() -> None:
+def use_all_cores() -> None:
     """A device for each core, unless it is decided already: small arrays keep one core busy at most."""
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

@@ -5,6 +5,7 @@ from jaxalign.environments.bandit import bandit_regret, bernoulli_bandit, linear
 from jaxalign.environments.cartpole import cartpole
 from jaxalign.environments.gymnax_adapter import from_gymnax
 from jaxalign.environments.pendulum import pendulum
+from jaxalign.environments.point_mass import point_mass
 from jaxalign.environments.protocol import (
     Box,
     Discrete,
@@ -60,6 +61,7 @@ __all__ = [
     "normalize_rewards",
     "one_hot_tokens",
     "pendulum",
+    "point_mass",
     "randomized",
     "rescale_actions",
     "tabular_environment",

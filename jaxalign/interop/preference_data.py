@@ -211,6 +211,10 @@ class PreferenceData:
         rows, valid, lengths = zip(*(self._rows(step, seed) for seed in seeds), strict=True)
         return self._assemble(np.stack(rows), np.stack(valid), lengths[0])
 
+    def rows(self, step: int) -> np.ndarray:
+        """Which of the N pairs stand in batch `step`, [B] int, without making the batch."""
+        return self._rows(step, self.seed)[0]
+
     def length(self, step: int) -> int:
         """T of batch `step`, without making the batch."""
         return self._rows(step, self.seed)[2]

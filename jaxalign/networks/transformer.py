@@ -68,10 +68,13 @@ class TransformerConfig:
 
 
 class Cache(NamedTuple):
-    """Keys and values [L, B, S, K, E] of the first `length` [B] positions of each row; later entries are ignored."""
+    """Of each layer the keys and values [B, K, S, E] of a row's first `length` [B] positions; the rest is ignored.
 
-    keys: Array
-    values: Array
+    One array per layer, so that a loop over tokens updates each in place.
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
     length: Array
 
 
@@ -123,8 +126,25 @@ def _dense(config: TransformerConfig, features: int, name: str, *, use_bias: boo
     )
 
 
+def _attend(q: Array, keys: Array, values: Array, positions: Array) -> Array:
+    """Attention of q[B, T, H, E] at positions[B, T] to keys and values [B, K, S, E] at positions 0 .. S-1.
+
+    One [H/K T, E] x [E, S] product per row and key-value head, on the cache as it lies: for a single query
+    `jax.nn.dot_product_attention` first copies keys and values into another order.
+    """
+    batch, length, heads, size = q.shape
+    groups = keys.shape[1]
+    q = q.reshape(batch, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    accumulator = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bkgte,bkse->bkgts", q, keys, preferred_element_type=accumulator) / math.sqrt(size)
+    visible = jnp.arange(keys.shape[2])[None, None, :] <= positions[:, :, None]
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
+    out = jnp.einsum("bkgts,bkse->bkgte", weights, values, preferred_element_type=accumulator)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+
+
 class Attention(nn.Module):
-    """Causal grouped-query attention on x[B, T, D]; `cached` is one layer's (keys, values) [B, S, K, E] or None.
+    """Causal grouped-query attention on x[B, T, D]; `cached` is one layer's (keys, values) [B, K, S, E] or None.
 
     With `segments` [B, T] a position sees those of its own segment only; not with a cache.
     """
@@ -147,12 +167,10 @@ class Attention(nn.Module):
             same = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
             out = jax.nn.dot_product_attention(*(a.astype(c.dtype) for a in (q, k, v)), mask=same, is_causal=True)
         else:
-            write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
-            start = positions[:, 0]
-            k, v = (write(old, new.astype(old.dtype), start) for old, new in zip(cached, (k, v), strict=True))
-            cached = (k, v)
-            visible = jnp.arange(k.shape[1])[None, None, None, :] <= positions[:, None, :, None]
-            out = jax.nn.dot_product_attention(q.astype(k.dtype), k, v, mask=visible)
+            write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
+            new = (a.swapaxes(1, 2).astype(c.dtype) for a in (k, v))
+            cached = tuple(write(old, a, positions[:, 0]) for old, a in zip(cached, new, strict=True))
+            out = _attend(q.astype(c.dtype), *cached, positions)
         return _dense(c, c.hidden_size, "o")(out.reshape(batch, length, -1)).astype(x.dtype), cached
 
 
@@ -193,10 +211,15 @@ def _scanned_layers(config: TransformerConfig) -> type[nn.Module]:
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast, 0),
+        in_axes=nn.broadcast,
         out_axes=0,
         length=config.num_layers,
     )
+
+
+def _embed(config: TransformerConfig, table: Array, tokens: Array) -> Array:
+    """The residual stream's beginning [B, T, D], in float32 or better."""
+    return table[tokens].astype(jnp.promote_types(jnp.float32, config.dtype))
 
 
 class Transformer(nn.Module):
@@ -212,14 +235,10 @@ class Transformer(nn.Module):
         if not c.tie_embeddings:
             self.unembedding = self.param("unembedding", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size))
 
-    def __call__(
-        self, tokens: Array, positions: Array, segments: Array | None = None, cached: Any = None
-    ) -> tuple[Array, Any]:
-        """Hidden states [B, T, D] after the final norm, and the layers' updated keys and values."""
-        residual_type = jnp.promote_types(jnp.float32, self.config.dtype)
-        x = self.embedding[tokens].astype(residual_type)
-        x, cached = self.layers(x, positions, segments, cached)
-        return self.final_norm(x), cached
+    def __call__(self, tokens: Array, positions: Array, segments: Array | None = None) -> Array:
+        """Hidden states [B, T, D] after the final norm."""
+        x, _ = self.layers(_embed(self.config, self.embedding, tokens), positions, segments, None)
+        return self.final_norm(x)
 
 
 def positions_in(segments: Array) -> Array:
@@ -258,16 +277,29 @@ def transformer(config: TransformerConfig) -> LanguageModel:
 
     def hidden(params: Params, tokens: Array, segments: Array | None = None) -> Array:
         positions = positions_of(tokens) if segments is None else positions_in(segments)
-        return module.apply({"params": params}, tokens, positions, segments)[0]
+        return module.apply({"params": params}, tokens, positions, segments)
 
     def init_cache(batch_size: int, length: int) -> Cache:
-        shape = (config.num_layers, batch_size, length, config.num_kv_heads, config.head_dim)
-        zeros = jnp.zeros(shape, config.dtype)
-        return Cache(zeros, zeros, jnp.zeros(batch_size, jnp.int32))
+        shape = (batch_size, config.num_kv_heads, length, config.head_dim)
+        keys, values = (tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)) for _ in range(2))
+        return Cache(keys, values, jnp.zeros(batch_size, jnp.int32))
+
+    def for_decoding(params: Params) -> Params:
+        if isinstance(params["layers"], tuple):
+            return params
+        layers = (jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_layers))
+        return {**params, "layers": tuple(layers)}
 
     def decode(params: Params, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
-        x, (keys, values) = module.apply({"params": params}, tokens, positions, None, (cache.keys, cache.values))
+        x = _embed(config, params["embedding"], tokens)
+        updated = []
+        # Not a scan: it would copy each layer's weights and cache out of the stack at every token.
+        for one, *cached in zip(for_decoding(params)["layers"], cache.keys, cache.values, strict=True):
+            x, new = Layer(config).apply({"params": one}, x, positions, None, cached)
+            updated.append(new)
+        x = RMSNorm(config.rms_norm_epsilon).apply({"params": params["final_norm"]}, x)
+        keys, values = zip(*updated, strict=True)
         return logits_of(params, x), Cache(keys, values, cache.length + tokens.shape[1])
 
     return LanguageModel(
@@ -277,4 +309,5 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         unembedding=unembedding,
         init_cache=init_cache,
         decode=decode,
+        for_decoding=for_decoding,
     )

@@ -15,6 +15,8 @@ from jaxalign.algorithm import LanguageModel
 from jaxalign.rlhf.sampling import min_p_filter, top_k_filter, top_p_filter
 from jaxalign.types import Array, ArrayLike, Key, Params
 
+Choose = Callable[[Array, Array], Array]
+
 
 class Completions(NamedTuple):
     """Prompts with what a model wrote after them, right-padded.
@@ -66,23 +68,9 @@ def generate(
     jit, for lengths outside 1 .. P and values out of range: temperature > 0 (`greedy` is its limit at 0), top_k >= 1,
     0 < top_p <= 1, 0 <= min_p <= 1.
     """
-    _check_value("temperature", temperature, lambda x: (x > 0) & np.isfinite(x), "above 0; `greedy` is the limit at 0")
-    _check_value("top_p", top_p, lambda x: (x > 0) & (x <= 1), "in (0, 1]")
-    _check_value("min_p", min_p, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    if top_k is not None:
-        _check_value("top_k", top_k, lambda x: x >= 1, "at least 1, or None")
-
-    def draw(logits: Array, step: Array) -> Array:
-        if top_k is not None:
-            logits = top_k_filter(logits, top_k)
-        if not _is(top_p, 1.0):
-            logits = top_p_filter(logits, top_p)
-        if not _is(min_p, 0.0):
-            logits = min_p_filter(logits, min_p)
-        return jax.random.categorical(jax.random.fold_in(key, step), logits)
-
+    choose = _draw(key, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     return _complete(
-        draw, model, params, prompts, prompt_lengths, max_new_tokens=max_new_tokens, temperature=temperature,
+        choose, model, params, prompts, prompt_lengths, max_new_tokens=max_new_tokens, temperature=temperature,
         stop_ids=stop_ids, samples=samples, pad_id=pad_id, max_length=max_length,
     )  # fmt: skip
 
@@ -103,14 +91,69 @@ def greedy(
     tokens[b, t+1] = argmax_v logits[b, t, v]; log_probs are those of softmax(logits). Arguments as there.
     """
     return _complete(
-        lambda logits, step: jnp.argmax(logits, axis=1), model, params, prompts, prompt_lengths,
+        _most_probable, model, params, prompts, prompt_lengths,
         max_new_tokens=max_new_tokens, temperature=1.0, stop_ids=stop_ids, samples=1, pad_id=pad_id,
         max_length=max_length,
     )  # fmt: skip
 
 
+def continue_text(
+    key: Key | None,
+    model: LanguageModel,
+    params: Params,
+    last: Array,
+    cache: Any,
+    *,
+    max_new_tokens: int,
+    temperature: ArrayLike = 1.0,
+    top_k: ArrayLike | None = None,
+    top_p: ArrayLike = 1.0,
+    min_p: ArrayLike = 0.0,
+    stop_ids: tuple[int, ...] = (),
+    pad_id: int = 0,
+) -> tuple[Completions, Any]:
+    """`generate` from where a cache stands, for streaming: up to N tokens [B, N] after `last` [B], and the cache.
+
+    The cache [B rows] holds what comes before `last`; afterwards it holds all but the last token drawn, so a further
+    call goes on from there. It needs room for N positions more. key None is greedy. Arguments as there.
+    """
+    choose = _most_probable
+    if key is not None:
+        choose = _draw(key, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    return _write(
+        choose, model, params, last, cache, max_new_tokens=max_new_tokens,
+        temperature=1.0 if key is None else temperature, stop_ids=stop_ids, pad_id=pad_id,
+    )  # fmt: skip
+
+
+def _most_probable(logits: Array, step: Array) -> Array:
+    return jnp.argmax(logits, axis=1)
+
+
+def _draw(
+    key: Key, *, temperature: ArrayLike, top_k: ArrayLike | None, top_p: ArrayLike, min_p: ArrayLike
+) -> Choose:
+    """Check the values; a draw from logits [B, V] already divided by the temperature."""
+    _check_value("temperature", temperature, lambda x: (x > 0) & np.isfinite(x), "above 0; `greedy` is the limit at 0")
+    _check_value("top_p", top_p, lambda x: (x > 0) & (x <= 1), "in (0, 1]")
+    _check_value("min_p", min_p, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    if top_k is not None:
+        _check_value("top_k", top_k, lambda x: x >= 1, "at least 1, or None")
+
+    def draw(logits: Array, step: Array) -> Array:
+        if top_k is not None:
+            logits = top_k_filter(logits, top_k)
+        if not _is(top_p, 1.0):
+            logits = top_p_filter(logits, top_p)
+        if not _is(min_p, 0.0):
+            logits = min_p_filter(logits, min_p)
+        return jax.random.categorical(jax.random.fold_in(key, step), logits)
+
+    return draw
+
+
 def _complete(
-    choose: Callable[[Array, Array], Array],
+    choose: Choose,
     model: LanguageModel,
     params: Params,
     prompts: ArrayLike,
@@ -123,52 +166,88 @@ def _complete(
     pad_id: int,
     max_length: int | None,
 ) -> Completions:
-    """The loop of both: `choose(logits [B, V], step) -> tokens [B]`."""
+    """Read the prompts, write after them, and put both into rows."""
     prompts, lengths = jnp.asarray(prompts), jnp.asarray(prompt_lengths)
     _check_shapes(prompts, lengths, max_new_tokens, samples, max_length)
     count, width = prompts.shape
-    rows = jnp.arange(count * samples)
-
-    cache = model.init_cache(count, width + max_new_tokens)
-    _, cache = model.decode(params, prompts, cache)
+    params = model.for_decoding(params)
+    _, cache = model.decode(params, prompts, model.init_cache(count, width + max_new_tokens))
     # The last prompt token is read a second time, alone: its logits are the only ones wanted, and under jit the head
     # then never sees the rest of the prompt.
-    cache = cache._replace(length=lengths - 1)
-    cache = type(cache)(*(jnp.repeat(x, samples, axis=axis) for x, axis in zip(cache, (1, 1, 0), strict=True)))
-    lengths = jnp.repeat(lengths, samples)
+    last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
+    last, cache = jax.tree.map(
+        lambda x: jnp.repeat(x, samples, axis=0), (last, cache._replace(length=lengths.astype(jnp.int32) - 1))
+    )
+    written, _ = _write(
+        choose, model, params, last, cache, max_new_tokens=max_new_tokens, temperature=temperature,
+        stop_ids=stop_ids, pad_id=pad_id,
+    )  # fmt: skip
 
-    inside = jnp.arange(width)[None, :] < lengths[:, None]
-    tokens = jnp.where(inside, jnp.repeat(prompts, samples, axis=0), pad_id).astype(jnp.int32)
-    tokens = jnp.pad(tokens, ((0, 0), (0, max_new_tokens)), constant_values=pad_id)
+    lengths = jnp.repeat(lengths, samples)
+    rows, at = jnp.arange(count * samples)[:, None], lengths[:, None] + jnp.arange(max_new_tokens)[None, :]
+    tokens = jnp.where(jnp.arange(width)[None, :] < lengths[:, None], jnp.repeat(prompts, samples, axis=0), pad_id)
+    tokens = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (0, max_new_tokens)), constant_values=pad_id)
+    return Completions(
+        tokens=tokens.at[rows, at].set(written.tokens),
+        mask=jnp.zeros(tokens.shape, bool).at[rows, at].set(written.mask),
+        log_probs=jnp.zeros(tokens.shape, written.log_probs.dtype).at[rows, at].set(written.log_probs),
+        ended=written.ended,
+    )
+
+
+def _write(
+    choose: Choose,
+    model: LanguageModel,
+    params: Params,
+    last: Array,
+    cache: Any,
+    *,
+    max_new_tokens: int,
+    temperature: ArrayLike,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+) -> tuple[Completions, Any]:
+    """Up to N tokens after `last` [B], given a cache of all before it: Completions [B, N] of these, and the cache.
+
+    The cache then holds all but the last token drawn. `choose(logits [B, V], step) -> tokens [B]`.
+    """
+    shape = (last.shape[0], max_new_tokens)
     stops = jnp.asarray(stop_ids, jnp.int32)
+    logits = jax.eval_shape(model.decode, params, last[:, None], cache)[0]
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
 
     def unfinished(carry: tuple[Any, ...]) -> Array:
-        step, out, _ = carry
+        step, _, out, _ = carry
         return (step < max_new_tokens) & ~jnp.all(out.ended)
 
     def advance(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, out, cache = carry
-        at = lengths + step
-        logits, cache = model.decode(params, out.tokens[rows, at - 1][:, None], cache)
-        logits = logits[:, 0].astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+        step, last, out, cache = carry
+        logits, cache = model.decode(params, last[:, None], cache)
+        logits = logits[:, 0].astype(dtype) / temperature
         chosen = choose(logits, step).astype(jnp.int32)
-        log_prob = logits[rows, chosen] - jax.nn.logsumexp(logits, axis=1)
-        going = ~out.ended
-        return (
-            step + 1,
-            Completions(
-                tokens=out.tokens.at[rows, at].set(jnp.where(going, chosen, pad_id)),
-                mask=out.mask.at[rows, at].set(going),
-                log_probs=out.log_probs.at[rows, at].set(jnp.where(going, log_prob, 0.0)),
-                ended=out.ended | jnp.any(chosen[:, None] == stops[None, :], axis=1),
-            ),
-            cache,
-        )
+        log_prob = jnp.take_along_axis(logits, chosen[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
+        chosen = jnp.where(out.ended, pad_id, chosen)
 
-    logits = jax.eval_shape(model.decode, params, tokens[:, :1], cache)[0]
-    log_type = jnp.promote_types(logits.dtype, jnp.float32)
-    blank = Completions(tokens, tokens != tokens, jnp.zeros(tokens.shape, log_type), rows < 0)
-    return jax.lax.while_loop(unfinished, advance, (jnp.zeros((), jnp.int32), blank, cache))[1]
+        def put(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new[:, None], step, axis=1)
+
+        out = Completions(
+            tokens=put(out.tokens, chosen),
+            mask=put(out.mask, ~out.ended),
+            log_probs=put(out.log_probs, jnp.where(out.ended, 0.0, log_prob)),
+            ended=out.ended | jnp.any(chosen[:, None] == stops[None, :], axis=1),
+        )
+        return step + 1, chosen, out, cache
+
+    blank = Completions(
+        tokens=jnp.full(shape, pad_id, jnp.int32),
+        mask=jnp.zeros(shape, bool),
+        log_probs=jnp.zeros(shape, dtype),
+        ended=jnp.zeros(shape[0], bool),
+    )
+    start = (jnp.zeros((), jnp.int32), last.astype(jnp.int32), blank, cache)
+    _, _, out, cache = jax.lax.while_loop(unfinished, advance, start)
+    return out, cache
 
 
 def _is(value: Any, number: float) -> bool:
@@ -198,5 +277,6 @@ def _check_shapes(prompts: Array, lengths: Array, max_new_tokens: int, samples: 
     if not isinstance(lengths, jax.core.Tracer):
         bad = np.flatnonzero((np.asarray(lengths) < 1) | (np.asarray(lengths) > width))
         if bad.size:
-            raise ValueError(f"generate: prompt_lengths[{bad[0]}] is {lengths[bad[0]]}; prompts {prompts.shape} allow "
-                             f"1 .. {width}")
+            raise ValueError(
+                f"generate: prompt_lengths[{bad[0]}] is {lengths[bad[0]]}; prompts {prompts.shape} allow 1 .. {width}"
+            )

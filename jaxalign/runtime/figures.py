@@ -86,7 +86,7 @@ def curves(
 
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = _empty_figure(1.2 + 3.6 * columns, 0.6 + 2.6 * rows)
+    figure = empty_figure(1.2 + 3.6 * columns, 0.6 + 2.6 * rows)
     for i, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, i + 1)
         _panel(axes, arrays[name], arrays.get("step"), colour=COLOURS[i % len(COLOURS)], band=band)
@@ -110,7 +110,7 @@ def maps(images: Mapping[str, ArrayLike], *, title: str = "", units: Mapping[str
             raise ValueError(f"maps: {name} is {image.shape}, needs [H, W]")
     if not arrays:
         raise ValueError("maps: no image to draw")
-    figure = _empty_figure(3.2 * len(arrays), 3.0)
+    figure = empty_figure(3.2 * len(arrays), 3.0)
     for i, (name, image) in enumerate(arrays.items()):
         axes = figure.add_subplot(1, len(arrays), i + 1)
         drawn = axes.imshow(np.where(np.isfinite(image), image, np.nan), cmap="cividis")
@@ -126,7 +126,8 @@ def maps(images: Mapping[str, ArrayLike], *, title: str = "", units: Mapping[str
     return figure
 
 
-def _empty_figure(width: float, height: float) -> "Figure":
+def empty_figure(width: float, height: float) -> "Figure":
+    """A Figure of this size in inches, drawn without a display. Raises ImportError without Matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,11 +1,20 @@
 """`jaxalign tour`: its stops at their smallest, and what it says when the language model cannot be had."""
 
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.cli import main, tour_irl, tour_preferences, tour_rl
+from jaxalign.cli import main, tour_irl, tour_preferences, tour_rl, tour_rlhf
 from jaxalign.interop import PretrainedUnavailable
 from jaxalign.runtime import curves
+
+
+class Curved(NamedTuple):
+    best_proxy: jax.Array
+    best_gold: jax.Array
 
 
 def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
@@ -22,6 +31,15 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
         curves({"return": np.ones(3)}).savefig(job.out / "learning.png")
         return {"settings": [{"iqm": [487.0, 455.0, 500.0], "mean": [480.0, 450.0, 500.0]}]}
 
+    def compared(job, console):  # tests/cli/test_rlhf_job.py asks in earnest
+        found = [0.5, 0.25, 0.75]
+        return {"returns": {"before": [-6.0, -6.5, -5.5], "after": found}, "ordering": {"accuracy": found}}
+
+    def studied(setting, key, *, ns, **options):  # tests/rlhf/test_overoptimization.py does
+        return Curved(jnp.ones((1, len(ns))), jnp.ones((1, len(ns))))
+
+    monkeypatch.setattr(tour_rlhf, "run_rlhf", compared)
+    monkeypatch.setattr(tour_rlhf, "over_optimization", studied)
     monkeypatch.setattr(tour_preferences, "run_dpo", unavailable)
     monkeypatch.setattr(tour_rl, "run_ppo", trained)
     main(["tour", "--out", str(tmp_path / "tour")])
@@ -31,6 +49,8 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     assert "0.3989" in page
     assert "487 [455, 500]" in page.replace("&nbsp;", " ")
     assert "hidden performance" in page
+    assert "0.5 [0.25, 0.75]" in page.replace("&nbsp;", " ").replace("0.500", "0.5").replace("0.750", "0.75")
+    assert "4,096 answers" in page or "4,096" in page
     assert "DPO of a small transformer from scratch" in page
     assert "Not measured: no wheel today" in page
 

@@ -14,6 +14,7 @@ from jaxalign.environments.acrobot import acrobot
 from jaxalign.environments.bandit import bernoulli_bandit, linear_bandit
 from jaxalign.environments.cartpole import cartpole
 from jaxalign.environments.pendulum import pendulum
+from jaxalign.environments.point_mass import point_mass
 from jaxalign.environments.protocol import Discrete, Environment, check_environment
 from jaxalign.environments.randomization import randomized
 from jaxalign.environments.sparse_reward import deep_sea, key_door
@@ -32,6 +33,7 @@ FACTORIES = {
     "linear_bandit": lambda: linear_bandit(np.eye(2), np.eye(2)),
     "one_hot_tokens": lambda: one_hot_tokens(token_mdp(lambda tokens, mask: mask.sum(), **LENGTHS)),
     "pendulum": pendulum,
+    "point_mass": lambda: point_mass(horizon=5),
     "randomized": lambda: randomized(lambda p: pendulum(mass=p), jax.random.uniform),
     "tabular_environment": lambda: tabular_environment(gridworld(2, 2, goal=3), jnp.ones(4), max_steps=5),
     "token_mdp": lambda: token_mdp(lambda tokens, mask: mask.sum(), **LENGTHS),

@@ -30,8 +30,7 @@ def ask(annotator, first, second, *, first_mask=None, second_mask=None, draws=DR
         return jnp.broadcast_to(jnp.asarray(x, float)[None], (draws, len(x)))
 
     masks = [
-        rows(np.ones(len(x)) if mask is None else mask) != 0
-        for x, mask in ((first, first_mask), (second, second_mask))
+        rows(np.ones(len(x)) if mask is None else mask) != 0 for x, mask in ((first, first_mask), (second, second_mask))
     ]
     key = jax.random.key(seed)
     return np.asarray(jax.jit(annotator)(key, rows(first), masks[0], rows(second), masks[1]))
