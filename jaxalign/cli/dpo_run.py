@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxalign import Algorithm, preferences, replicate
+from jaxalign.algorithm import partition
 from jaxalign.cli.dpo import Dpo
 from jaxalign.cli.dpo_report import write_report
 from jaxalign.interop import (
@@ -181,7 +182,9 @@ def algorithm_of(options: Dpo, pretrained: Pretrained, steps: int) -> Algorithm:
     """The Algorithm the options ask for, starting from the pretrained weights."""
     peak = options.learning_rate if options.learning_rate is not None else (2e-4 if options.lora else 1e-5)
     optimizer = optimizer_of(peak, steps)
-    network = pretrained.network.starting_from(pretrained.params)
+    # Without the adapters that came with the model, so that each seed draws its own; they start without effect.
+    base, _ = partition(pretrained.params, lambda name: not is_adapter(name))
+    network = pretrained.network.starting_from(base)
     shared: dict[str, Any] = {
         "beta": options.beta,
         "trainable": is_adapter if options.lora else None,

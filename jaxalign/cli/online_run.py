@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxalign import Algorithm, Network
+from jaxalign.algorithm import partition
 from jaxalign.cli.grpo import Grpo
 from jaxalign.cli.online_report import write_report
 from jaxalign.cli.ppo_lm import PpoLm
@@ -193,7 +194,8 @@ def algorithm_of(options: Grpo | PpoLm, pretrained: Pretrained, job: Job) -> Alg
         "trainable": is_adapter if options.lora else None,
         **_generation(options, pretrained),
     }
-    model: Any = pretrained.network.starting_from(pretrained.params)
+    base, _ = partition(pretrained.params, lambda name: not is_adapter(name))
+    model: Any = pretrained.network.starting_from(base)  # the seed draws the adapters
     if isinstance(options, Grpo):
         return METHODS[options.method](model, optimizer, job.network, kl_coefficient=options.kl, **shared)
     controller = None

@@ -179,7 +179,7 @@ def group_steps(
 
 
 def check_split(rows: int, num_minibatches: int, microbatches: int) -> None:
-    """Raise ValueError unless `rows` rows split into minibatches of equal microbatches."""
+    """Raise ValueError unless a batch of `rows` rows [rows, ...] splits into minibatches of equal microbatches."""
     if rows % (num_minibatches * microbatches):
         raise ValueError(
             f"{rows} completions do not split into {num_minibatches} minibatches of {microbatches} microbatches"

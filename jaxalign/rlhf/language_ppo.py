@@ -91,13 +91,6 @@ def ppo_lm(
             reference=jax.tree.map(jnp.copy, state.params), kl_coefficient=start,
         )  # fmt: skip
 
-    def judge(params: Params, rollout: Rollout, coefficient: Array) -> TokenSteps:
-        return ppo_token_steps(
-            model, params, rollout, kl_coefficient=coefficient, missing_stop_penalty=missing_stop_penalty,
-            discount=discount, gae_lambda=gae_lambda, whiten_rewards=whiten_rewards, temperature=temperature,
-            microbatches=num_minibatches * microbatches,
-        )  # fmt: skip
-
     def step(state: LanguagePPOState, prompts: Prompts) -> tuple[LanguagePPOState, Metrics]:
         rows = prompts.tokens.shape[0] * samples
         check_split(rows, num_minibatches, microbatches)
@@ -107,7 +100,11 @@ def ppo_lm(
             samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, chunk_size=chunk_size,
             microbatches=num_minibatches * microbatches, **generation,
         )  # fmt: skip
-        steps = judge(state.all_params, rollout, state.kl_coefficient)
+        steps = ppo_token_steps(
+            model, state.all_params, rollout, kl_coefficient=state.kl_coefficient, discount=discount,
+            missing_stop_penalty=missing_stop_penalty, gae_lambda=gae_lambda, whiten_rewards=whiten_rewards,
+            temperature=temperature, microbatches=num_minibatches * microbatches,
+        )  # fmt: skip
         new, metrics = learn(
             learner, state.replace(key=learn_key), steps, order_key,
             num_epochs=num_epochs, num_minibatches=num_minibatches,

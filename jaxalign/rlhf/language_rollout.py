@@ -51,7 +51,7 @@ def reward_of(function: Callable[[Prompts, Completions], Array]) -> Network:
 
 
 def with_reward(model: LanguageModel, reward: Network) -> Network:
-    """A network with parameters {"policy": the model's, "reward": the reward network's}; `apply` is the model's."""
+    """The model, applied to tokens [B, T], with parameters {"policy": its own, "reward": the reward network's}."""
 
     def init(key: Key) -> Params:
         policy_key, reward_key = jax.random.split(key)

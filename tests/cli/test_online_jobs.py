@@ -5,14 +5,18 @@ import json
 import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
 from jaxalign.cli.grpo import Grpo
-from jaxalign.cli.online_run import run
+from jaxalign.cli.online_run import job_of, run
 from jaxalign.cli.ppo_lm import PpoLm
-from jaxalign.interop import load_pretrained
+from jaxalign.interop import load_pretrained, save_reward_model
+from jaxalign.preferences import language_reward
+from jaxalign.rlhf import Completions
 from jaxalign.runtime import read_metrics
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "interop"))
@@ -82,6 +86,20 @@ def test_a_run_is_not_overwritten_and_goes_on_when_asked(done):
         run(job, quiet())
     again = run(dataclasses.replace(job, resume=True), quiet())
     assert again["scores"] == results["scores"]
+
+
+def test_a_reward_model_pays_what_it_says(files, tmp_path):
+    start = load_pretrained(files / "model")
+    network = language_reward(start.network).starting_from({"model": start.params})
+    params = jax.tree.map(lambda x: x[None], network.init(jax.random.key(0)))
+    save_reward_model(tmp_path / "judge", start, params)
+    job = job_of(options(files, tmp_path, kind=PpoLm, reward=None, reward_model=tmp_path / "judge"), start)
+    tokens = jnp.array([[1, 5, 6, 7], [2, 9, 8, 0]])
+    mask = jnp.array([[0, 0, 1, 1], [0, 1, 1, 0]]) != 0
+    completions = Completions(tokens, mask, jnp.zeros(mask.shape), jnp.ones(2, bool))
+    paid = job.network.apply(job.network.init(jax.random.key(0)), None, completions)
+    np.testing.assert_allclose(paid, network.apply(jax.tree.map(lambda x: x[0], params), tokens, mask), rtol=1e-5)
+    assert job.words is None
 
 
 @pytest.mark.slow

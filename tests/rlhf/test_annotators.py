@@ -127,6 +127,7 @@ def test_wrapped_in_each_other_and_over_a_batch_of_settings():
     right = expit((0.5 * 1.5 + 2.5) - (0.5 * 0.5 + 0.5))
     close(np.array([found[0]]), right)
     close(np.array([found[1]]), 0.7 * right + 0.3 * (1 - right))
+    assert found[1] < found[0]
 
 
 def test_scores():
