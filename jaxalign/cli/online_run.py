@@ -242,7 +242,7 @@ def answer(
             if job.words is None:
                 paid = np.asarray(pay(reward_params, prompts, completions))
             else:  # a failure is raised here, before anything was trained
-                paid = job.words.scores(prompts.index, said)
+                paid = job.words.scores(prompts.index, said, completions.ended)
             texts += [text for text, keep in zip(said, kept, strict=True) if keep]
             scores.append(paid[kept])
             lengths.append(np.asarray(completions.mask).sum(axis=1)[kept])

@@ -1,6 +1,7 @@
 """Rewards written in ordinary Python on text, called from inside a compiled step."""
 
 import importlib.util
+import inspect
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +24,8 @@ class TextReward:
 
     The function is called as `function(prompts=[...], completions=[...], **columns)`, lists of N prompts as they were
     given and of N texts, and one list of N values for each further field of the rows; it returns N numbers. (TRL's
-    reward functions on text have this form.)
+    reward functions on text have this form.) One that has a parameter `ended` also gets a list of which completions
+    stopped by themselves; the others were cut off.
 
     If it raises, returns another number of values, or one that is not finite, all N rewards are NaN, which stops the
     training with nothing lost, and `failure` says what happened.
@@ -34,6 +36,7 @@ class TextReward:
         self.failure: str | None = None
         self._function, self._tokenizer, self._rows = function, tokenizer, list(rows)
         self._columns = sorted(set.intersection(*(set(row.fields) for row in self._rows)))
+        self._wants_ended = "ended" in inspect.signature(function).parameters
 
     @property
     def network(self) -> Network:
@@ -42,8 +45,9 @@ class TextReward:
         def reward(prompts: Prompts, completions: Completions) -> Array:
             shape = jax.ShapeDtypeStruct(completions.tokens.shape[:1], jnp.float32)
             return jax.pure_callback(
-                self._call, shape, prompts.index, completions.tokens, completions.mask, vmap_method="sequential"
-            )
+                self._call, shape, prompts.index, completions.tokens, completions.mask, completions.ended,
+                vmap_method="sequential",
+            )  # fmt: skip
 
         return reward_of(reward)
 
@@ -52,10 +56,12 @@ class TextReward:
         pairs = zip(np.asarray(tokens), np.asarray(mask), strict=True)
         return [self._tokenizer.decode(row[chosen]) for row, chosen in pairs]
 
-    def scores(self, index: Any, texts: Sequence[str]) -> np.ndarray:
+    def scores(self, index: Any, texts: Sequence[str], ended: Any) -> np.ndarray:
         """The function's values for completions of the rows `index` [N]. Raises ValueError if they are unusable."""
         rows = [self._rows[int(i)] for i in index]
         columns = {name: [row.fields[name] for row in rows] for name in self._columns}
+        if self._wants_ended:
+            columns["ended"] = [bool(x) for x in ended]
         values = self._function(prompts=[row.prompt for row in rows], completions=list(texts), **columns)
         given = np.asarray(values, np.float64)
         name = getattr(self._function, "__name__", "the reward function")
@@ -66,19 +72,26 @@ class TextReward:
             raise ValueError(f"{name} returned {given[first]} for {texts[first][:80]!r}")
         return given.astype(np.float32)
 
-    def _call(self, index: Any, tokens: Any, mask: Any) -> np.ndarray:
+    def _call(self, index: Any, tokens: Any, mask: Any, ended: Any) -> np.ndarray:
         # An exception inside a callback would reach the user as the runtime's own, without its kind.
         try:
-            return self.scores(np.asarray(index), self.texts(tokens, mask))
+            return self.scores(np.asarray(index), self.texts(tokens, mask), np.asarray(ended))
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             return np.full(len(index), np.nan, np.float32)
 
 
 def each(function: Callable[..., float]) -> TextFunction:
-    """A function of one completion, `function(text, **fields) -> number`, as one of lists of N."""
+    """A function of one completion, `function(text, **fields) -> number`, as one of lists of N.
 
-    def of_lists(prompts: Sequence[Any], completions: Sequence[str], **columns: Sequence[Any]) -> list[float]:
+    It gets `ended` too, whether the completion stopped by itself, if it has a parameter of that name.
+    """
+
+    def of_lists(
+        prompts: Sequence[Any], completions: Sequence[str], ended: Sequence[bool], **columns: Sequence[Any]
+    ) -> list[float]:
+        if "ended" in inspect.signature(function).parameters:
+            columns = {**columns, "ended": ended}
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
         return [function(text, **fields) for text, fields in zip(completions, rows, strict=True)]
 

@@ -42,10 +42,16 @@ def arithmetic() -> VerifiableTask:
 
 
 def length() -> VerifiableTask:
-    """Questions on everyday things; the nearer the answer is to twelve words, the better."""
-    rows = [(f"{verb} {subject}.", {"words": SENTENCE_WORDS}) for verb in VERBS for subject in SUBJECTS.split(", ")]
-    about = f"min(n, {SENTENCE_WORDS}) / max(n, {SENTENCE_WORDS}) for a completion of n words"
-    return _task(rows, each(length_reward), about)
+    """Questions on everyday things, to be answered in twelve words: the nearer the better, and cut off counts for 0."""
+    questions = (f"{verb} {subject} in one short sentence." for verb in VERBS for subject in SUBJECTS.split(", "))
+    rows = [(question, {"words": SENTENCE_WORDS}) for question in questions]
+    about = f"min(n, {SENTENCE_WORDS}) / max(n, {SENTENCE_WORDS}) for n words that end by themselves, 0 if cut off"
+    return _task(rows, each(_finished_length), about)
+
+
+def _finished_length(text: str, words: int, ended: bool) -> float:
+    # Without this a policy learns to write long words instead of stopping.
+    return length_reward(text, words) if ended else 0.0
 
 
 def bullets() -> VerifiableTask:

@@ -114,8 +114,18 @@ def test_unusable_values_become_nan_with_a_reason(values, message):
     reward = TextReward(judge, TOKENIZER, ROWS)
     assert np.isnan(pay(reward, ["a", "b"])).all()
     with pytest.raises(ValueError, match=message):
-        reward.scores([0, 1], ["a", "b"])
+        reward.scores([0, 1], ["a", "b"], [True, True])
     assert "judge returned" in reward.failure
+
+
+def test_it_may_ask_which_completions_ended():
+    def judge(prompts, completions, answer, ended):
+        return [float(x) for x in ended]
+
+    said = completions(["a", "b"])._replace(ended=jnp.array([True, False]))
+    asked = Prompts(jnp.zeros((2, 1), jnp.int32), jnp.ones(2, jnp.int32), jnp.arange(2))
+    paid = TextReward(judge, TOKENIZER, ROWS).network.apply({}, asked, said)
+    np.testing.assert_array_equal(paid, [1.0, 0.0])
 
 
 def test_a_function_that_raises_is_named():
@@ -143,6 +153,7 @@ def test_tasks_pay_right_answers_and_not_wrong_ones(name):
     task = TASKS[name]()
     assert len({str(row.prompt) for row in task.rows}) == len(task.rows) >= 200
     columns = {field: [row.fields[field] for row in task.rows] for field in task.rows[0].fields}
+    columns["ended"] = [True] * len(task.rows)
     right = {
         "arithmetic": lambda fields: f"The answer is {fields['answer']}.",
         "length": lambda fields: " ".join(["word"] * fields["words"]),
