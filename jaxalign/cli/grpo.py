@@ -14,7 +14,7 @@ class Grpo(Online):
     The run directory gets metrics.jsonl, TensorBoard logs, checkpoints, report.html with reward and KL curves and
     samples before and after, results.json and the tuned model (model/). A stopped run goes on with --resume.
 
-    Example: jaxalign grpo --task length --steps 60 --out runs/short
+    Example: jaxalign grpo --task length --out runs/short
     """
 
     out: Path = Path("runs/grpo")

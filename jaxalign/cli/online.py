@@ -26,19 +26,19 @@ class Online:
     """A Hugging Face folder, a .gguf file, or the name smollm2-135m."""
     resume: bool = False
     """Go on with the run in --out."""
-    steps: int = 60
+    steps: int = 45
     """Rollouts, each with its gradient steps."""
     prompts: int = 4
     """Prompts in a rollout."""
     samples: int = 8
     """Completions of each prompt."""
-    max_new_tokens: int = 40
+    max_new_tokens: int = 32
     """Length at which a completion is cut off."""
     max_prompt_length: int = 256
     """Longest prompt, in tokens; longer ones are refused by name."""
     plain: bool = False
     """Do not put text prompts through the model's chat template."""
-    temperature: float = 1.0
+    temperature: float = 0.7
     """Of the sampling, and of the policy that learns."""
     lora: bool = True
     """Train low-rank adapters on a frozen model (--no-lora: all weights)."""
@@ -50,7 +50,7 @@ class Online:
     """How far the probability ratio may gain from moving."""
     minibatches: int = 1
     """Gradient steps in a pass over a rollout's completions."""
-    microbatch: int = 8
+    microbatch: int = 16
     """Completions whose activations are in memory at once; gradients accumulate to exactly those of the minibatch."""
     held_out: int = 32
     """Prompts kept for the comparison of before and after."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.environments.protocol import Box, Environment, TimeStep
+from jaxalign.environments.protocol import Box, Environment, TimeStep, valid_action
 from jaxalign.types import Array, ArrayLike, Key
 
 TIME_STEP, FRICTION = 0.25, 0.1
@@ -27,8 +27,9 @@ def point_mass(
     hazard_radius: ArrayLike = 0.5,
     hazard_cost: ArrayLike = 3.0,
     effort_cost: ArrayLike = 0.02,
+    max_force: ArrayLike = jnp.inf,
 ) -> Environment:
-    """A mass pushed by a force action [2] without limits, from near the origin, for exactly `horizon` steps.
+    """A mass pushed by a force action [2] within [-max_force, max_force], from near the origin, for `horizon` steps.
 
     velocity <- 0.9 velocity + 0.25 force;  position <- position + 0.25 velocity
     reward = -|position - goal| - hazard_cost [|position - hazard| < hazard_radius] - effort_cost |force|^2
@@ -37,7 +38,7 @@ def point_mass(
     [5]; the last step terminates, so a return is the plain sum of rewards.
     """
     target, danger = jnp.array(goal), jnp.array(hazard)
-    free = Box(-jnp.inf, jnp.inf, (2,))
+    actions = Box(-max_force, max_force, (2,))
 
     def observe(state: PointMassState) -> Array:
         return jnp.concatenate([state.position, state.velocity, state.elapsed[None] / horizon])
@@ -47,12 +48,14 @@ def point_mass(
         return observe(state), state
 
     def step(key: Key, state: PointMassState, action: Array) -> TimeStep:
-        force = jnp.asarray(action, state.velocity.dtype)
+        valid = valid_action("point mass", actions, action)
+        force = jnp.clip(jnp.asarray(action, state.velocity.dtype), -max_force, max_force)
         velocity = (1.0 - FRICTION) * state.velocity + TIME_STEP * force
         new = PointMassState(state.position + TIME_STEP * velocity, velocity, state.elapsed + 1)
         in_hazard = jnp.linalg.norm(new.position - danger) < hazard_radius
         reward = -jnp.linalg.norm(new.position - target) - effort_cost * jnp.sum(force**2)
         reward = jnp.where(in_hazard, reward - hazard_cost, reward)
+        reward = jnp.where(valid, reward, jnp.nan)
         return TimeStep(observe(new), new, reward, new.elapsed >= horizon, jnp.zeros((), bool), {})
 
-    return Environment(reset, step, Box(-jnp.inf, jnp.inf, (5,)), free, "point mass")
+    return Environment(reset, step, Box(-jnp.inf, jnp.inf, (5,)), actions, "point mass")

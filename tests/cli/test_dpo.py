@@ -122,7 +122,7 @@ def test_resuming_with_other_options_names_them(material, finished, capsys):
     assert "beta: 0.1 then, 0.3 now" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("loss", ["ipo", "simpo", "aot"])
+@pytest.mark.parametrize("loss", ["simpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ipo", "aot"))])
 def test_other_losses_train_all_weights(material, tmp_path, loss):
     run(material, tmp_path / "run", "--loss", loss, "--limit", "12", "--no-export")
     assert np.isfinite(read_metrics(tmp_path / "run")["loss"]).all()

@@ -69,6 +69,7 @@ def test_a_cut_run_goes_on_to_the_same_reward(finished, tmp_path, monkeypatch):
     assert (cut / "results.json").read_text() == (finished / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_files_without_the_truth_give_a_reward_and_its_held_out_score(material, tmp_path):
     out = tmp_path / "run"
     run(out, *material, "--seeds", "3", *MAXENT)
@@ -132,6 +133,7 @@ def test_a_world_without_reward_needs_demonstrations(material, tmp_path, capsys)
     assert "--demonstrations" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_world_in_which_nothing_can_be_lost_has_no_share(tmp_path, capsys):
     run(tmp_path / "run", "--size", "4", "--seeds", "2", "--steps", "2", "--num-demonstrations", "4", "--length", "4")
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -47,6 +47,7 @@ def test_a_sweep_learns_and_is_reported(finished):
         assert all(x.shape[0] == 4 for x in policies.values())
 
 
+@pytest.mark.slow
 def test_a_cut_run_goes_on_to_the_same_policies(finished, tmp_path, monkeypatch):
     def cut(*arguments, **options):
         return fit(*arguments, **{**options, "callbacks": [stop]})

@@ -33,7 +33,7 @@ FACTORIES = {
     "linear_bandit": lambda: linear_bandit(np.eye(2), np.eye(2)),
     "one_hot_tokens": lambda: one_hot_tokens(token_mdp(lambda tokens, mask: mask.sum(), **LENGTHS)),
     "pendulum": pendulum,
-    "point_mass": lambda: point_mass(horizon=5),
+    "point_mass": lambda: point_mass(horizon=5, max_force=2.0),
     "randomized": lambda: randomized(lambda p: pendulum(mass=p), jax.random.uniform),
     "tabular_environment": lambda: tabular_environment(gridworld(2, 2, goal=3), jnp.ones(4), max_steps=5),
     "token_mdp": lambda: token_mdp(lambda tokens, mask: mask.sum(), **LENGTHS),

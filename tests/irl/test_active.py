@@ -395,6 +395,7 @@ def small_grid():
     return mdp, action_log_likelihood(mdp, rewards, beta=1.5)
 
 
+@pytest.mark.slow
 def test_every_demonstration_enumerated():
     mdp, policies = small_grid()
     table = demonstration_log_likelihood(mdp, policies, np.array([0, 4, 5]), length=3)

@@ -371,6 +371,7 @@ def test_impossible_and_undefined_rewards_are_never_entered():
     assert walk.samples.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_thousands_of_rewards_are_one_program():
     mdp = gridworld(5, 5, slip=0.1)
     truth = jax.random.uniform(jax.random.key(7), (25,), minval=-1, maxval=1)

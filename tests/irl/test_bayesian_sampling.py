@@ -53,7 +53,7 @@ def problem():
     return likelihood, log_posterior(mdp, demonstrations, prior, **options), prior, mean, covariance, evidence
 
 
-@pytest.mark.parametrize("sampler", [hmc, nuts])
+@pytest.mark.parametrize("sampler", [pytest.param(hmc, marks=pytest.mark.slow), nuts])
 def test_chains_have_the_moments_of_the_posterior(sampler, problem):
     _, posterior, prior, mean, covariance, _ = problem
     run = jax.jit(lambda key: sampler(key, posterior, prior, num_chains=8, num_samples=400, num_warmup=150))

@@ -144,6 +144,7 @@ def test_plans_in_x64():
         np.testing.assert_allclose(iterated, solved, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_a_grid_of_90000_cells_holds_nothing_of_its_square():
     side = 300
     mdp = gridworld(side, side, slip=0.1, discount=0.9, goal=(150, 150))

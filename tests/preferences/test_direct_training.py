@@ -98,6 +98,7 @@ def test_the_first_loss_is_log_two(trained):
     np.testing.assert_allclose(metrics["displacement/chosen"], 0.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_reference_in_the_batch_equals_the_initial_one(trained):
     network = transformer(small())
     start = preferences.dpo(network, optax.sgd(1.0), beta=0.3).init(jax.random.key(0)).params
@@ -126,7 +127,7 @@ def test_padding_changes_nothing(trained):
     chex.assert_trees_all_close(metrics, padded_metrics, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("reference", ["initial", "none"])
+@pytest.mark.parametrize("reference", ["initial", pytest.param("none", marks=pytest.mark.slow)])
 def test_accumulated_equals_full_batch_with_uneven_rows(trained, reference):
     batch = pairs()._replace(valid=jnp.array([True, True, True, False]))
     full, full_metrics = trained(batch, reference=reference, nll_weight=0.5)
@@ -137,7 +138,9 @@ def test_accumulated_equals_full_batch_with_uneven_rows(trained, reference):
     chex.assert_trees_all_close(full.params, only_valid.params, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [preferences.aot_loss, preferences.aot_unpaired_loss])
+@pytest.mark.parametrize(
+    "loss", [preferences.aot_loss, pytest.param(preferences.aot_unpaired_loss, marks=pytest.mark.slow)]
+)
 def test_filler_rows_enter_no_quantile(trained, loss):
     batch = pairs()._replace(valid=jnp.array([True, True, False, True]))
     one, metrics = trained(batch, loss=loss, reference="none")

@@ -67,10 +67,11 @@ def test_overlong_penalty_by_hand():
     np.testing.assert_allclose(found, [0, 0, -0.25, -1, -1])
 
 
-SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in (rloo, dr_grpo)]  # they share all but small parts
+# They share all but small parts.
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in (dapo, rloo, dr_grpo)]
 
 
-@pytest.mark.parametrize("method", [grpo, dapo, *SLOW])
+@pytest.mark.parametrize("method", [grpo, *SLOW])
 def test_each_method_learns_what_is_paid(method):
     algorithm = method(MODEL, optax.adam(3e-2), REWARD, **FEW)
     batches = jax.tree.map(lambda x: jnp.stack([x] * 30), PROMPTS)
