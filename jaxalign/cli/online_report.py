@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN_SAMPLES = 6
 DRAWN = (
-    "objective/scores", "objective/kl", "completion/length", "completion/ended", "entropy", "policy/clipfrac",
-    "group/uniform", "value/explained_variance",
+    "objective/scores", "objective/kl", "completion/length", "completion/ended", "entropy", "group/uniform",
+    "value/explained_variance",
 )  # fmt: skip
 UNITS = {"objective/kl": "nats a completion", "entropy": "nats", "completion/length": "tokens"}
 
