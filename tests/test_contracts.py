@@ -241,8 +241,8 @@ def online(factory, **options) -> Case:
     return Case(algorithm, prompts)
 
 
-# These are `grpo`, `preference_rl`, `dpo` and `adversarial_imitation` with other choices.
-SLOW = ("rloo", "dr_grpo", "dapo", "score_rl", "simpo", "orpo", "cpo", "airl", "gail")
+# These are `grpo`, `preference_rl`, `dpo`, `ppo` and `adversarial_imitation` with other choices.
+SLOW = ("rloo", "dr_grpo", "dapo", "score_rl", "simpo", "orpo", "cpo", "recurrent_ppo", "airl", "gail")
 CASES = {
     "reward_model": compared,
     "reward_ensemble": ensemble,

@@ -57,6 +57,7 @@ def test_a_reward_is_learned_and_reported(finished):
     assert read_metrics(finished)["loss"].shape == (60, 2)
 
 
+@pytest.mark.slow
 def test_a_cut_run_goes_on_to_the_same_reward(finished, tmp_path, monkeypatch):
     cut = tmp_path / "cut"
     options = Irl(

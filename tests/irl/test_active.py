@@ -126,6 +126,7 @@ def test_gain_is_bounded_and_is_the_expected_fall_of_entropy(seed, shape, imposs
     np.testing.assert_allclose(gain, entropy(softmax(weights)) - left, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_gradient_is_finite_where_answers_and_hypotheses_are_impossible():
     table, weights = random_table(3, 6, 4, 3, 0.5)
     table[:, 0] = np.log([1.0, 1e-300, 1e-300])

@@ -255,6 +255,7 @@ def test_jit_vmap_and_gradients(policy, world):
         check_grads(posterior, (rewards[0],), order=1, modes=["rev"], eps=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_maximum_of_the_likelihood_acts_like_the_demonstrator():
     mdp = gridworld(3, 3, slip=0.1)
     truth = jnp.zeros(9).at[4].set(1.0)
@@ -317,6 +318,7 @@ def test_clipping_at_the_bounds_would_be_seen():
     assert 0.5 * np.abs(found - 0.1).sum() > 0.2
 
 
+@pytest.mark.slow
 def test_grid_walk_has_the_enumerated_posterior():
     mdp = random_mdp(jax.random.key(0), 2, 2, discount=0.5)
     demonstrations = sample_trajectories(jax.random.key(1), mdp, jnp.zeros((2, 2)), num=2, length=3)

@@ -94,6 +94,7 @@ def test_coherence_transforms():
         np.testing.assert_allclose(lanes, jnp.full(2, apart(*rewards)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_coherence_it_is_max_causal_entropy_irl():
     mdp, (reward, other) = small_problem()
     occupancy = occupancy_measure(mdp, soft_value_iteration(mdp, reward).log_policy)

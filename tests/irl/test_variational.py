@@ -163,6 +163,7 @@ def test_avril_reaches_the_optimum_that_scipy_finds():
     np.testing.assert_allclose(state.params["reward"][0], best.x[2:], atol=0.01)
 
 
+@pytest.mark.slow
 def test_avril_imitates_without_knowing_the_dynamics():
     mdp = gridworld(4, 4, slip=0.1)
     truth = jnp.zeros(16).at[5].set(1.0)

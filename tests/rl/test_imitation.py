@@ -123,6 +123,7 @@ def test_demonstrations_keep_every_third_step_from_a_random_first():
 # What PPO is paid
 
 
+@pytest.mark.slow
 def test_paid_what_the_environment_pays_it_is_ppo_bit_for_bit():
     learn, parts = learner(), ppo_parts(corridor(), model(), ppo_optimizer(1e-2), **SIZES)
 

@@ -58,6 +58,7 @@ def test_units_are_those_of_the_equations():
     np.testing.assert_allclose(forgot, fresh)
 
 
+@pytest.mark.slow
 def test_the_gradient_sees_the_policy_that_acted():
     """At the first gradient step nothing has moved, so the ratio is 1 in every step, episodes' ends included."""
     parts = recurrent_ppo_parts(
