@@ -50,13 +50,9 @@ def run(case: dict[str, Any]) -> Measurement:
     """Tokens (both sides, prompts included) per second of one optimiser step; the loss reached as quality."""
     sizes = case["model"]
     rank = case["lora_rank"] if case["tuning"] == "lora" else 0
-    config = TransformerConfig(
-        vocab_size=sizes["vocab_size"], hidden_size=sizes["hidden_size"], num_layers=sizes["num_hidden_layers"],
-        intermediate_size=sizes["intermediate_size"], num_heads=sizes["num_attention_heads"],
-        num_kv_heads=sizes["num_key_value_heads"], head_dim=sizes["hidden_size"] // sizes["num_attention_heads"],
-        rope_theta=sizes["rope_theta"], rms_norm_epsilon=sizes["rms_norm_eps"], dtype=case["dtype"],
-        lora_rank=rank, lora_alpha=float(case["lora_alpha"]), remat=case["remat"],
-    )  # fmt: skip
+    config = config_of(
+        sizes, dtype=case["dtype"], lora_rank=rank, lora_alpha=float(case["lora_alpha"]), remat=case["remat"]
+    )
     network = transformer(config)
     prompt, chosen, rejected = (jnp.asarray(case[f"{n}_ids"], jnp.int32) for n in ("prompt", "chosen", "rejected"))
     mask = jnp.concatenate([jnp.zeros_like(prompt), jnp.ones_like(chosen)], axis=1) != 0
@@ -96,6 +92,16 @@ def run(case: dict[str, Any]) -> Measurement:
         advance=lambda args, out: (out[0], *args[1:]),
         quality=lambda out: {"loss": float(out[1]["loss"])},
     )
+
+
+def config_of(sizes: dict[str, Any], **options: Any) -> TransformerConfig:
+    """Our configuration of what transformers' LlamaConfig calls these sizes."""
+    return TransformerConfig(
+        vocab_size=sizes["vocab_size"], hidden_size=sizes["hidden_size"], num_layers=sizes["num_hidden_layers"],
+        intermediate_size=sizes["intermediate_size"], num_heads=sizes["num_attention_heads"],
+        num_kv_heads=sizes["num_key_value_heads"], head_dim=sizes["hidden_size"] // sizes["num_attention_heads"],
+        rope_theta=sizes["rope_theta"], rms_norm_epsilon=sizes["rms_norm_eps"], **options,
+    )  # fmt: skip
 
 
 def step_flops(sizes: dict[str, Any], tokens: int, scored: int, *, lora: bool) -> float:

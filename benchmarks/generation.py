@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.dpo import SMOLLM2, TINY
+from benchmarks.dpo import SMOLLM2, TINY, config_of
 from benchmarks.measure import Measurement, measure
 from jaxalign.networks import TransformerConfig, transformer
 from jaxalign.rlhf.generation import greedy
@@ -40,12 +40,7 @@ def cases(quick: bool) -> list[dict[str, Any]]:
 def run(case: dict[str, Any]) -> Measurement:
     """New tokens per second over one call that reads the prompts and writes."""
     sizes, new = case["model"], case["new_tokens"]
-    config = TransformerConfig(
-        vocab_size=sizes["vocab_size"], hidden_size=sizes["hidden_size"], num_layers=sizes["num_hidden_layers"],
-        intermediate_size=sizes["intermediate_size"], num_heads=sizes["num_attention_heads"],
-        num_kv_heads=sizes["num_key_value_heads"], head_dim=sizes["hidden_size"] // sizes["num_attention_heads"],
-        rope_theta=sizes["rope_theta"], rms_norm_epsilon=sizes["rms_norm_eps"], dtype=case["dtype"],
-    )  # fmt: skip
+    config = config_of(sizes, dtype=case["dtype"])
     network, params = transformer(config), _draw(config, case["seed"])
     prompts = jnp.asarray(case["prompt_ids"], jnp.int32)
     batch, length = prompts.shape

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.dpo import SMOLLM2, TARGETS, TINY, step_flops
+from benchmarks.dpo import SMOLLM2, TARGETS, TINY, config_of, step_flops
 from benchmarks.measure import Measurement, measure
-from jaxalign.networks import TransformerConfig, transformer
+from jaxalign.networks import transformer
 from jaxalign.preferences.comparisons import Comparisons
 from jaxalign.preferences.reward_model import reward_model
 from jaxalign.preferences.reward_networks import is_adapter_or_head, language_reward
@@ -43,13 +43,9 @@ def run(case: dict[str, Any]) -> Measurement:
     """Tokens (both sides, prompts included) per second of one optimiser step; the loss reached as quality."""
     sizes = case["model"]
     rank = case["lora_rank"] if case["tuning"] == "lora" else 0
-    config = TransformerConfig(
-        vocab_size=sizes["vocab_size"], hidden_size=sizes["hidden_size"], num_layers=sizes["num_hidden_layers"],
-        intermediate_size=sizes["intermediate_size"], num_heads=sizes["num_attention_heads"],
-        num_kv_heads=sizes["num_key_value_heads"], head_dim=sizes["hidden_size"] // sizes["num_attention_heads"],
-        rope_theta=sizes["rope_theta"], rms_norm_epsilon=sizes["rms_norm_eps"], dtype=case["dtype"],
-        lora_rank=rank, lora_alpha=float(case["lora_alpha"]), remat=case["remat"],
-    )  # fmt: skip
+    config = config_of(
+        sizes, dtype=case["dtype"], lora_rank=rank, lora_alpha=float(case["lora_alpha"]), remat=case["remat"]
+    )
     chosen, rejected = (jnp.asarray(case[f"{name}_ids"], jnp.int32) for name in ("chosen", "rejected"))
     mask = jnp.broadcast_to(jnp.arange(chosen.shape[1])[None, :] >= chosen.shape[1] // 2, chosen.shape)
     batch = Comparisons(chosen, mask, rejected, mask)
