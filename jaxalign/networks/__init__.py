@@ -1,5 +1,6 @@
 """Networks in Flax Linen: the only package that imports a module system."""
 
+from jaxalign.networks.convolution import convolve
 from jaxalign.networks.convolutional import ConvNet
 from jaxalign.networks.dense import Dense, matmul
 from jaxalign.networks.initializers import orthogonal
@@ -26,6 +27,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "apply_rope",
+    "convolve",
     "is_adapter",
     "matmul",
     "merge_lora",

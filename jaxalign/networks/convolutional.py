@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxalign.networks.convolution import convolve
 from jaxalign.networks.mlp import MLP
 from jaxalign.types import Array
 
 
 class ConvNet(nn.Module):
-    """3x3 convolutions, each followed by `activation` and halving by stride 2, then an MLP.
+    """Square convolutions, each followed by `activation` and halving by stride 2, then an MLP.
 
     images[B, H, W] or [B, H, W, C] -> outputs[B, num_outputs]. `channels` has one entry per convolution; H and W need
     not be multiples of 2^len(channels) (padding is SAME).
@@ -20,6 +21,7 @@ class ConvNet(nn.Module):
     channels: Sequence[int] = (16, 32)
     hidden_sizes: Sequence[int] = (100,)
     activation: Callable[[Array], Array] = nn.relu
+    kernel_size: int = 3
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
@@ -28,6 +30,9 @@ class ConvNet(nn.Module):
         x = images if images.ndim == 4 else images[..., None]
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         for features in self.channels:
-            conv = nn.Conv(features, (3, 3), strides=(2, 2), kernel_init=nn.initializers.he_normal(), dtype=x.dtype)
+            conv = nn.Conv(
+                features, (self.kernel_size,) * 2, strides=(2, 2), kernel_init=nn.initializers.he_normal(),
+                dtype=x.dtype, conv_general_dilated=convolve,
+            )  # fmt: skip
             x = self.activation(conv(x))
         return MLP((*self.hidden_sizes, self.num_outputs), self.activation)(x.reshape(x.shape[0], -1))
