@@ -25,6 +25,7 @@ class Environment(NamedTuple):
 # imitation holds huggingface_hub and gymnasium at versions that transformers cannot live with.
 ENVIRONMENTS = (
     Environment(".peers", ("transformers", "trl", "peft", "psutil"), ("dpo", "generation", "reward_model")),
+    Environment(".peers-attacks", ("foolbox", "torchattacks", "psutil"), ("attacks",)),
     Environment(".peers-imitation", ("imitation", "psutil"), ("bayesian_irl", "gail", "irl")),
     Environment(".peers-rl", ("rlax", "torchrl", "rejax", "gymnax<1", "stable-baselines3", "psutil"), ("gae", "ppo")),
 )

@@ -51,12 +51,16 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Every case in fresh processes, `rounds` times over: peer, ours, peer, ours; returns the JSON document.
 
-    `only` keeps the cases whose name contains it. A side that fails or is absent is recorded as such with its reason,
-    and the others go on.
+    `only` keeps the cases whose name contains it. A benchmark that has `prepare(cases)` first writes there what both
+    sides read. A side that fails or is absent is recorded as such with its reason, and the others go on.
     """
-    cases = [case for case in load(benchmark.script).cases(quick) if only is None or only in case["name"]]
+    module = load(benchmark.script)
+    cases = [case for case in module.cases(quick) if only is None or only in case["name"]]
     if not cases:
         raise ValueError(f"{benchmark.name} has no case with {only!r} in its name")
+    if hasattr(module, "prepare"):
+        say(f"{benchmark.name}: preparing")
+        module.prepare(cases)
     why_absent = peers.absence(benchmark.peer) if with_peer else "left out by --no-peer"
     if not benchmark.peer.exists():
         why_absent = "this benchmark has no peer"

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-DOMAINS = ("environments", "interop", "irl", "mdp", "networks", "preferences", "rl", "rlhf", "runtime", "statistics")
+DOMAINS = (
+    "environments", "interop", "irl", "mdp", "networks", "preferences", "rl", "rlhf", "robustness", "runtime",
+    "statistics",
+)  # fmt: skip
 
 _HOME = {
     "Algorithm": "algorithm",

@@ -17,6 +17,13 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+LONGEST = ("test_contracts.py", "test_tour.py", "test_dpo.py", "test_rlhf_job.py", "test_reward_job.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: begun last, they would keep one worker busy while the others are done."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs(request):
