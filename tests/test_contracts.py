@@ -1,5 +1,6 @@
 """One suite for every Algorithm in the package; `test_no_algorithm_is_left_out` sees that each has its case."""
 
+import functools
 import importlib
 import inspect
 from typing import Any, NamedTuple
@@ -11,7 +12,19 @@ import optax
 import pytest
 
 import jaxalign
-from jaxalign import Algorithm, Network, environments, gradient_algorithm, irl, mdp, networks, preferences, rl, rlhf
+from jaxalign import (
+    Algorithm,
+    Network,
+    environments,
+    gradient_algorithm,
+    irl,
+    mdp,
+    networks,
+    preferences,
+    rl,
+    rlhf,
+    robustness,
+)
 from jaxalign.runtime.checkpoint import Checkpoints
 from jaxalign.runtime.chunks import split_frozen
 from jaxalign.types import EPISODE
@@ -241,9 +254,60 @@ def online(factory, **options) -> Case:
     return Case(algorithm, prompts)
 
 
+IMAGES = (jax.random.uniform(jax.random.key(1), (4, 3)), jnp.array([0, 1, 2, 1]))
+LINEAR = Network(lambda key: jax.random.normal(key, (3, 3)), lambda w, x: x @ w)
+
+
+def classifying(factory, *, attack_steps=None, example=None, groups=None, **options) -> Case:
+    """A linear classifier of three numbers."""
+    arguments = (LINEAR, optax.adam(1e-2)) if example is None else (LINEAR, optax.adam(1e-2), example)
+    if attack_steps is not None:
+        options |= {"attack": functools.partial(robustness.pgd, steps=attack_steps), "epsilon": 0.1}
+    batch = robustness.LabelledBatch(*IMAGES, group=groups)
+    return Case(factory(*arguments, **options), batch)
+
+
+def generating() -> Case:
+    generator = Network(lambda key: jax.random.normal(key, (2, 3)), lambda w, z: jax.nn.sigmoid(z @ w))
+    critic = Network(lambda key: jax.random.normal(key, (3,)), lambda w, x: x @ w)
+    return Case(robustness.gan(generator, critic, optax.adam(1e-2), latent_size=2, gradient_penalty=1.0), IMAGES[0])
+
+
+def perturbing() -> Case:
+    weights = jax.random.normal(jax.random.key(2), (3, 3))
+    algorithm = robustness.perturbation_generator(LINEAR, lambda x: x @ weights, optax.adam(1e-2), epsilon=0.1)
+    return Case(algorithm, IMAGES)
+
+
+def perturbed() -> Case:
+    algorithm = robustness.adversarial_generator_training(LINEAR, LINEAR, optax.adam(1e-2), epsilon=0.1)
+    return Case(algorithm, IMAGES)
+
+
 # These are `grpo`, `preference_rl`, `dpo`, `ppo` and `adversarial_imitation` with other choices.
 SLOW = ("rloo", "dr_grpo", "dapo", "score_rl", "simpo", "orpo", "cpo", "recurrent_ppo", "airl", "gail")
 CASES = {
+    "adversarial_training": lambda: classifying(robustness.adversarial_training, attack_steps=2, clean_weight=0.5),
+    "trades": lambda: classifying(robustness.trades, epsilon=0.1, steps=2),
+    "fast_adversarial_training": lambda: classifying(robustness.fast_adversarial_training, epsilon=0.1),
+    "free_adversarial_training": lambda: classifying(
+        robustness.free_adversarial_training, example=IMAGES[0], epsilon=0.1, replays=2
+    ),
+    "smooth_adversarial_training": lambda: classifying(
+        robustness.smooth_adversarial_training, sigma=0.1, epsilon=0.1, steps=1, samples=2
+    ),
+    "gaussian_augmentation": lambda: classifying(robustness.gaussian_augmentation, sigma=0.1),
+    "cvar_training": lambda: classifying(robustness.cvar_training, alpha=0.5),
+    "group_dro": lambda: classifying(
+        robustness.group_dro, num_groups=2, step_size=0.1, groups=jnp.array([0, 1, 1, 0])
+    ),
+    "gan": generating,
+    "perturbation_generator": perturbing,
+    "adversarial_generator_training": perturbed,
+    "elastic_weight_consolidation": lambda: classifying(robustness.elastic_weight_consolidation, strength=1.0),
+    "replay": lambda: Case(
+        robustness.replay(LINEAR, optax.adam(1e-2), example=IMAGES, capacity=4, replayed=2), IMAGES
+    ),
     "reward_model": compared,
     "reward_ensemble": ensemble,
     "with_early_stopping": stopping_early,

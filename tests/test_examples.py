@@ -113,3 +113,33 @@ def test_rlhf_on_cartpole():
 @pytest.mark.slow
 def test_over_optimization():
     assert "64 preferences" in run("over_optimization.py", [("8, (4, 16, 64, 256, 1024)", "2, (4, 1024)")])
+
+
+@pytest.mark.slow
+def test_forgetting():
+    pytest.importorskip("sklearn")
+    assert "replay" in run("forgetting.py", [("5, 5, 200, 32, 128, 0.1", "2, 2, 5, 8, 8, 0.1")])
+
+
+@pytest.mark.slow
+def test_shift():
+    pytest.importorskip("sklearn")
+    smaller = [("8, 600, 64, 10", "8, 20, 16, 10"), ("100, 100, 0.05", "20, 4, 0.05")]
+    assert "energy" in run("shift.py", smaller)
+
+
+@pytest.mark.slow
+def test_attack_policy():
+    assert "PGD, epsilon 0.20" in run("attack_policy.py", [("60, 8, 16, 5", "2, 2, 2, 2")])
+
+
+@pytest.mark.slow
+def test_attack_embeddings():
+    assert "epsilon 0.80" in run("attack_embeddings.py")
+
+
+@pytest.mark.slow
+def test_gan_digits(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    assert "classes covered" in run("gan_digits.py", [("6000, 64, 32, 128, 16, 1500", "20, 32, 8, 16, 4, 20")])

@@ -3,10 +3,13 @@
 from jaxalign.networks.convolution import convolve
 from jaxalign.networks.convolutional import ConvNet
 from jaxalign.networks.dense import Dense, matmul
+from jaxalign.networks.discriminator import Discriminator
+from jaxalign.networks.generator import Generator, ImageToImage
 from jaxalign.networks.initializers import orthogonal
 from jaxalign.networks.lora import is_adapter, merge_lora
 from jaxalign.networks.mlp import MLP
 from jaxalign.networks.recurrent import GRU
+from jaxalign.networks.spectral_norm import spectral_norm, spectral_normalized
 from jaxalign.networks.transformer import (
     Cache,
     RopeScaling,
@@ -23,6 +26,9 @@ __all__ = [
     "Cache",
     "ConvNet",
     "Dense",
+    "Discriminator",
+    "Generator",
+    "ImageToImage",
     "RopeScaling",
     "Transformer",
     "TransformerConfig",
@@ -33,5 +39,7 @@ __all__ = [
     "merge_lora",
     "orthogonal",
     "rope_frequencies",
+    "spectral_norm",
+    "spectral_normalized",
     "transformer",
 ]

@@ -14,11 +14,11 @@ from jaxalign.types import Array, ArrayLike, Params
 def spectral_norm(kernel: ArrayLike, *, iterations: int = 16) -> Array:
     """The largest singular value of kernel[..., O] as a matrix [I, O], by power iteration on the smaller Gram matrix.
 
-    sigma = |W v| after v <- W^T W v / |W^T W v|, from a fixed random v. It is never too large, and short by a share of
-    about log(min(I, O)) / iterations at the worst (two singular values nearly the same), mostly by far less
-    (Kuczynski & Wozniakowski 1992, "Estimating the largest eigenvalue by the power and Lanczos algorithms"). The
-    gradient is that of u^T W v with the pair (u, v) held, exact once it has converged (Miyato et al. 2018,
-    arXiv:1802.05957, equation 12).
+    sigma = |W v| after v <- W^T W v / |W^T W v|, from a fixed random v. It is never too large; where many singular
+    values crowd the largest it is too small, by about log(min(I, O)) / (2 iterations) of itself at the worst
+    (Kuczynski & Wozniakowski 1992, "Estimating the largest eigenvalue by the power and Lanczos algorithms"), else by
+    far less. The gradient is that of u^T W v with the pair (u, v) held, exact once it has converged (Miyato et al.
+    2018, arXiv:1802.05957, equation 12).
 
     A convolution kernel [h, w, I, O] is taken as the matrix [h w I, O], as in the paper: not the norm of the
     convolution as an operator, which is at most sqrt(h w) times as large.

@@ -53,8 +53,7 @@ def carlini_wagner(
         bounds: the box (lower, upper), scalars, or None.
         steps: of Adam, for each weight.
         search_steps: weights tried.
-        learning_rate: of Adam at first, in the units of w; it falls to 0 over the steps.
-        initial_weight: tried first.
+        learning_rate: of Adam at first, in the units of w; it falls to 0 over the steps. initial_weight: tried first.
         confidence: how far below 0 the margin must be, in the units of the logits.
 
     Returns an AttackResult without a ball: `norms(x_adv - x, "l2")` is the size found, an upper bound on the smallest.
@@ -102,10 +101,9 @@ def carlini_wagner(
         return search._replace(weight=weight, lower=lower, upper=upper), None
 
     zeros = jnp.zeros(y.shape, jax.tree.leaves(x)[0].dtype)
-    found = margin_of(x) + confidence < 0  # misclassified as it is: nothing is nearer than x
-    first = _Search(
-        zeros + initial_weight, zeros, zeros + LARGEST_WEIGHT, jnp.where(found, 0.0, jnp.inf).astype(zeros.dtype), x
-    )
+    # A row misclassified as it is has distance 0: nothing is nearer.
+    distance = jnp.where(margin_of(x) + confidence < 0, zeros, jnp.inf)
+    first = _Search(zeros + initial_weight, zeros, zeros + LARGEST_WEIGHT, distance, x)
     search, _ = jax.lax.scan(bisect, first, length=search_steps)
     x_adv = clip_to_box(search.best, bounds)
     return checked_result(apply, x, x_adv, y, None, norm="l2", bounds=bounds, targeted=targeted)

@@ -108,7 +108,8 @@ def steepest_direction(gradient: Any, norm: str) -> Any:
             # Scaled by the largest coordinate first: the squares of a saturated network's gradient underflow.
             largest = jnp.maximum(norms(gradient, "linf"), jnp.finfo(jnp.float32).tiny)
             scaled = jax.tree.map(lambda g: g / _over(largest, g).astype(g.dtype), gradient)
-            size = jnp.maximum(norms(scaled, "l2"), jnp.finfo(jnp.float32).tiny)
+            # At least 1 unless all is 0. XLA turns a / b / c into a / (b c), and a tiny floor here would make b c 0.
+            size = jnp.maximum(norms(scaled, "l2"), 1.0)
             return jax.tree.map(lambda g: g / _over(size, g).astype(g.dtype), scaled)
         case _:
             rows = flatten_rows(gradient)
