@@ -1,5 +1,7 @@
 """Intervals and aggregates for a handful of noisy runs: interquartile mean, bootstrap, probability of improvement.
 
+Wilson's interval is for trials that either succeed or do not; the rest is for scores.
+
 After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv:2108.13264).
 A NaN score gives a NaN result everywhere: a run that failed is never dropped unsaid.
 """
@@ -9,6 +11,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.types import Array, ArrayLike, Key
 
@@ -168,14 +171,44 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> Array:
     return jnp.where(jnp.any(jnp.isnan(x)) | jnp.any(jnp.isnan(y)), jnp.nan, probability)
 
 
+def wilson_interval(successes: ArrayLike, trials: ArrayLike, *, confidence: ArrayLike = 0.95) -> tuple[Array, Array]:
+    """Wilson's score interval for a probability of which `successes` out of `trials` were seen.
+
+    With p = successes / trials and z the standard normal quantile of (1 + confidence) / 2,
+    `(p + z^2 / (2 n) -+ z sqrt(p (1 - p) / n + z^2 / (4 n^2))) / (1 + z^2 / n)`, n = trials: all probabilities that a
+    score test at this level would not reject (Wilson 1927; Brown, Cai & DasGupta 2001 recommend it).
+
+    Args:
+        successes, trials: [...], broadcast together; counts.
+        confidence: in (0, 1); may be traced.
+
+    Returns (low, high), each [...] in [0, 1]; NaN where there was no trial.
+    Raises ValueError, outside jit, on successes outside [0, trials], and on a confidence outside (0, 1).
+    """
+    _check_confidence(confidence)
+    if not any(isinstance(count, jax.core.Tracer) for count in (successes, trials)):
+        wrong = ~((np.asarray(successes) >= 0) & (np.asarray(successes) <= np.asarray(trials)))
+        if wrong.any():
+            raise ValueError(f"wilson_interval: successes must lie in [0, trials], got {successes} of {trials}")
+    successes, trials = jnp.broadcast_arrays(_floating(successes), _floating(trials))
+    z = jax.scipy.special.ndtri((1 + jnp.asarray(confidence, successes.dtype)) / 2)
+    p, failed = successes / trials, (trials - successes) / trials
+    centre = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * jnp.sqrt(p * failed / trials + z**2 / (4 * trials**2))
+    # Both ends are exact where all trials agree; there rounding would leave the interval off its own estimate.
+    low = jnp.where(successes == 0, 0.0, centre - half)
+    high = jnp.where(successes == trials, 1.0, centre + half)
+    seen = trials > 0
+    return jnp.where(seen, low, jnp.nan), jnp.where(seen, high, jnp.nan)
+
+
 def _percentile_interval(
     key: Key, resampled: Callable[[Key], Array], elements: int, confidence: ArrayLike, resamples: int
 ) -> tuple[Array, Array]:
     """The central `confidence` of the distribution of `resampled(draw) -> [...]`; one draw holds `elements`."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    if isinstance(confidence, int | float) and not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    _check_confidence(confidence)
     chunks = -(-resamples // max(1, CHUNK_ELEMENTS // elements))
     chunk = -(-resamples // chunks)
     # Full chunks only, the surplus dropped: a remainder would be compiled as a second program.
@@ -185,6 +218,11 @@ def _percentile_interval(
     tail = (1 - jnp.asarray(confidence, values.dtype)) / 2
     low, high = jnp.quantile(values, jnp.stack([tail, 1 - tail]), axis=0)
     return low, high
+
+
+def _check_confidence(confidence: ArrayLike) -> None:
+    if isinstance(confidence, int | float) and not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
 
 
 def _floating(scores: ArrayLike) -> Array:

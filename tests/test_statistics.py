@@ -13,6 +13,7 @@ from jaxalign.statistics import (
     paired_difference_interval,
     probability_of_improvement,
     stratified_bootstrap_interval,
+    wilson_interval,
 )
 
 
@@ -188,9 +189,42 @@ def test_probability_of_improvement_under_jit_vmap_grad_and_x64():
         assert probability_of_improvement(np.arange(3.0), np.arange(2.0)).dtype == jnp.float64
 
 
+def test_wilson_interval_by_hand():
+    # 1 of 2 at z = 1: (1/2 + 1/4 -+ sqrt(1/8 + 1/16)) / (3/2)
+    confidence = 2 * scipy.stats.norm.cdf(1.0) - 1
+    low, high = wilson_interval(1, 2, confidence=confidence)
+    np.testing.assert_allclose([low, high], [0.5 - np.sqrt(3) / 6, 0.5 + np.sqrt(3) / 6], rtol=1e-6)
+
+
+def test_wilson_interval_is_scipys():
+    trials = np.array([1, 1, 10, 10, 1000, 1000, 10_000])
+    successes = np.array([0, 1, 3, 10, 0, 999, 9252])
+    for confidence in (0.5, 0.95, 0.999):
+        reference = [
+            scipy.stats.binomtest(int(s), int(n)).proportion_ci(confidence, method="wilson")
+            for s, n in zip(successes, trials, strict=True)
+        ]
+        with jax.enable_x64(True):
+            exact = wilson_interval(successes, trials, confidence=confidence)
+        np.testing.assert_allclose(np.stack(exact, axis=1), reference, rtol=1e-10, atol=1e-15)
+        ours = jax.jit(wilson_interval)(successes, trials, confidence=confidence)
+        np.testing.assert_allclose(np.stack(ours, axis=1), reference, rtol=2e-5)
+
+
+def test_wilson_interval_at_its_ends():
+    low, high = wilson_interval(jnp.array([0, 7]), 7)
+    assert (float(low[0]), float(high[1])) == (0.0, 1.0)
+    assert np.isnan(wilson_interval(0, 0)).all()
+    mirrored = wilson_interval(np.array([5, 0]), np.array([7, 7]))
+    np.testing.assert_allclose(1 - np.stack(wilson_interval(np.array([2, 7]), 7))[::-1], mirrored, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda key: wilson_interval(3, 2), r"\[0, trials\], got 3 of 2"),
+        (lambda key: wilson_interval(-1, 2), r"\[0, trials\], got -1"),
+        (lambda key: wilson_interval(1, 2, confidence=1.0), r"\(0, 1\), got 1.0"),
         (lambda key: interquartile_mean(jnp.zeros((3, 0))), r"N >= 1, got shape \(3, 0\)"),
         (lambda key: bootstrap_interval(key, jnp.zeros((0, 3))), r"N >= 1, got shape \(0, 3\)"),
         (lambda key: bootstrap_interval(key, jnp.zeros(3), confidence=95), r"\(0, 1\), got 95"),

@@ -28,7 +28,7 @@ AnyBatch = LabelledBatch | tuple[Any, ...] | Mapping[str, Any]
 
 
 def as_labelled(batch: AnyBatch) -> LabelledBatch:
-    """The batch as a LabelledBatch of B rows: x [B, ...], y [B]. ValueError on other names or shapes, or y not integers."""
+    """The batch as a LabelledBatch, x [B, ...] and y [B]. ValueError on other names or shapes, or y not of integers."""
     if isinstance(batch, Mapping):
         if not {"x", "y"} <= batch.keys() <= set(LabelledBatch._fields):
             raise ValueError(f"a labelled batch has x, y and perhaps group and index; got {sorted(batch)}")
