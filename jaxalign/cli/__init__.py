@@ -15,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     import tyro
 
+    from jaxalign.cli.attack import Attack
     from jaxalign.cli.dpo import Dpo
     from jaxalign.cli.generate import Generate
     from jaxalign.cli.grpo import Grpo
@@ -24,11 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from jaxalign.cli.ppo_lm import PpoLm
     from jaxalign.cli.reward import Reward
     from jaxalign.cli.rlhf import Rlhf
+    from jaxalign.cli.robust_train import RobustTrain
     from jaxalign.cli.tour import Tour
 
     jobs: dict[str, Any] = {
-        "dpo": Dpo, "generate": Generate, "grpo": Grpo, "irl": Irl, "overoptimize": Overoptimize, "ppo": Ppo,
-        "ppo-lm": PpoLm, "reward": Reward, "rlhf": Rlhf, "tour": Tour,
+        "attack": Attack, "dpo": Dpo, "generate": Generate, "grpo": Grpo, "irl": Irl, "overoptimize": Overoptimize,
+        "ppo": Ppo, "ppo-lm": PpoLm, "reward": Reward, "rlhf": Rlhf, "robust-train": RobustTrain, "tour": Tour,
     }  # fmt: skip
     job = tyro.extras.subcommand_cli_from_dict(
         jobs,

@@ -6,6 +6,7 @@ from typing import Any
 _HOMES = {
     "ByteTokenizer": "byte_tokenizer",
     "FeedbackLog": "feedback_log",
+    "Images": "images",
     "PreferenceData": "preference_data",
     "Pretrained": "pretrained",
     "PretrainedUnavailable": "pretrained",
@@ -20,6 +21,7 @@ _HOMES = {
     "World": "demonstrations",
     "embedded_preferences": "embedded_pairs",
     "from_gymnasium": "gymnasium_environments",
+    "load_images": "images",
     "load_pretrained": "pretrained",
     "load_reward_model": "reward_models",
     "load_world": "demonstrations",

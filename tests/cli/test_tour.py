@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.cli import main, tour_irl, tour_preferences, tour_rl, tour_rlhf
+from jaxalign.cli import main, tour_irl, tour_preferences, tour_rl, tour_rlhf, tour_robustness
 from jaxalign.interop import PretrainedUnavailable
 from jaxalign.runtime import curves, estimate
 
@@ -22,6 +22,9 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tour_preferences, "STEPS", 2)
     for name, small in (("SIZE", 3), ("DEMONSTRATIONS", 4), ("STEPS", 3), ("SEEDS", 2)):
         monkeypatch.setattr(tour_irl, name, small)
+
+    for name, small in (("LABELS", {"fgsm": "FGSM"}), ("STEPS", 2), ("EXAMPLES", 8)):
+        monkeypatch.setattr(tour_robustness, name, small)
 
     def unavailable(job, console):
         raise PretrainedUnavailable("no wheel today")
@@ -51,6 +54,7 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     assert "hidden performance" in page
     assert estimate(0.5, 0.25, 0.75) in page.replace("&nbsp;", " ")
     assert "4,096" in page
+    assert "trained on attacked images" in page
     assert "DPO of a small transformer from scratch" in page
     assert "Not measured: no wheel today" in page
 

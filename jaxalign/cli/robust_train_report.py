@@ -1,0 +1,116 @@
+"""The tables, pictures and files in which `jaxalign robust-train` says what the networks withstand."""
+
+import json
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxalign.cli.attack_report import (
+    Attacked,
+    accuracies,
+    accuracy_table,
+    curve,
+    draw,
+    masking_results,
+    masking_section,
+    pictures,
+)
+from jaxalign.cli.robust_train import RobustTrain
+from jaxalign.interop.images import Images
+from jaxalign.robustness.evaluation import RobustnessEvaluation
+from jaxalign.runtime.figures import curves
+from jaxalign.runtime.report import Report, estimate
+from jaxalign.statistics import bootstrap_interval
+
+PICTURES = 8
+DRAWN = ("loss", "adversarial_accuracy", "accuracy", "epsilon", "gradient_norm", "divergence")
+UNITS = {"loss": "nats", "epsilon": "input units", "divergence": "nats"}
+
+
+class Measured(NamedTuple):
+    """One network: attacked by FGSM and PGD at every epsilon, and by AutoAttack on fewer images (None: left out)."""
+
+    attacked: Attacked
+    strongest: RobustnessEvaluation | None
+
+
+def write_report(
+    options: RobustTrain, images: Images, metrics: dict[str, np.ndarray], measured: list[Measured]
+) -> tuple[Report, dict[str, Any]]:
+    """Write results.json, report.html and PNG pictures; return the Report, to be printed, and what was measured.
+
+    metrics: [T, seeds] by name.
+    """
+    numbers = [headline(options, one) for one in measured]
+    results: dict[str, Any] = {"epsilon": options.epsilon, "norm": options.norm, "method": options.method}
+    results["seeds"] = [
+        found | {"curve": _curve(one), "masking": masking_results(one.attacked.masking)}
+        for found, one in zip(numbers, measured, strict=True)
+    ]
+    results |= over_seeds(numbers, options.seed)
+    if options.seeds == 1:
+        metrics = {name: values[:, 0] for name, values in metrics.items()}
+    report = Report(f"Robust training on {images.name}")
+    report.text(
+        f"{options.method} at epsilon {options.epsilon:g} ({options.norm}, black 0 and white 1), {options.network}, "
+        f"{len(metrics['loss']):,} batches of {options.batch_size} out of {len(images.x_train):,} images. Tested on "
+        f"{len(measured[0].attacked.y):,} images it has not seen."
+    )
+    rows = [
+        [str(seed), *(estimate(*(triple or (None,))) for triple in found.values())]
+        for seed, found in enumerate(numbers)
+    ]
+    if len(measured) > 1:
+        rows.append(["mean", *(estimate(*(results[name] or (None,))) for name in numbers[0])])
+    strongest = measured[0].strongest
+    fewer = "" if strongest is None else f"; AutoAttack on {strongest.broken.shape[-1]}"
+    report.table(
+        ["seed", "clean", "FGSM", f"PGD-{options.evaluation_steps}", "AutoAttack"],
+        rows,
+        caption=f"Share right at epsilon {options.epsilon:g}, with 95% Wilson intervals over images{fewer}. Mean: "
+        "with 95% bootstrap intervals over seeds.",
+    )
+    first = measured[0].attacked
+    report.text("## Of the first seed" if len(measured) > 1 else "## Accuracy against epsilon")
+    accuracy_table(report, first.evaluation)
+    chance = float(np.bincount(first.y).max() / len(first.y))
+    curve(report, options.out, first.evaluation, norm=options.norm, chance=chance)
+    pictures(report, options.out, first.x, first.y, first.found, first.predicted, count=PICTURES)
+    masking_section(report, first.masking)
+    report.text("## Training")
+    figure = curves(metrics, [name for name in DRAWN if name in metrics], units=UNITS, horizontal="batches")
+    draw(report, figure, options.out / "training.png", "On the batches trained on, attacked as in training.")
+    report.write(options.out / "report.html")
+    (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return report, results
+
+
+def headline(options: RobustTrain, one: Measured) -> dict[str, list[float] | None]:
+    """[value, low, high] at --epsilon: clean, fgsm, pgd and auto_attack (None where it was left out)."""
+    evaluation = one.attacked.evaluation
+    place = int(np.argmin(np.abs(evaluation.epsilons - options.epsilon)))
+    found: dict[str, list[float] | None] = {
+        "clean": [float(v) for v in (evaluation.clean_accuracy, *evaluation.clean_interval)]
+    }
+    found |= {name: accuracies(evaluation)[name][place].tolist() for name in evaluation.attacks}
+    found["auto_attack"] = None if one.strongest is None else accuracies(one.strongest)["auto_attack"][0].tolist()
+    return found
+
+
+def over_seeds(numbers: list[dict[str, list[float] | None]], seed: int) -> dict[str, list[float] | None]:
+    """Means over seeds with 95% bootstrap intervals; of one seed its own numbers."""
+    if len(numbers) == 1:
+        return numbers[0]
+    measured = [name for name, triple in numbers[0].items() if triple is not None]
+    scores = np.array([[found[name][0] for name in measured] for found in numbers])  # type: ignore[index]
+    low, high = jax.jit(bootstrap_interval)(jax.random.key(seed), scores)
+    triples = np.stack([scores.mean(axis=0), low, high], axis=1).tolist()
+    return dict.fromkeys(numbers[0]) | dict(zip(measured, triples, strict=True))
+
+
+def _curve(one: Measured) -> dict[str, Any]:
+    evaluation = one.attacked.evaluation
+    return {"epsilons": evaluation.epsilons.tolist()} | {
+        name: triples.tolist() for name, triples in accuracies(evaluation).items()
+    }
