@@ -1,17 +1,16 @@
 """The peers of the attacks benchmark, foolbox or torchattacks: one JSON case on stdin, one JSON object on stdout."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import sys
+import time
 
 import numpy as np
 import torch
 
 from benchmarks.attacks_problem import KERNEL, SIDE, read, success_rate
 from benchmarks.environment import process_peak_bytes
-from benchmarks.measure import measure_host
 
 
 def classifier(case, problem):
@@ -74,7 +73,7 @@ def torchattacks_auto_attack(case, model):
 
 
 def run(case):
-    """Images per second, and what of them was misclassified in the end."""
+    """The record: seconds of each attack on all images, and the share of them misclassified in the end."""
     torch.manual_seed(case["seed"])
     problem = read(case)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -99,24 +98,33 @@ def run(case):
         with torch.no_grad():
             return {"success": success_rate(np.asarray(model(x_adv).argmax(1).cpu()), problem)}
 
-    record = measure_host(
-        attacked, x, y, unit="images", amount=len(x), warmup=0 if case["attack"] == "auto_attack" else 1,
-        repeats=case["repeats"], quality=quality,
-    )  # fmt: skip
-    return record, torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    warmup = 0 if case["attack"] == "auto_attack" else 1
+    wall, cpu = [], []
+    for _ in range(1 + warmup + case["repeats"]):
+        began = time.perf_counter(), time.process_time()
+        found = attacked(x, y)
+        wall.append(time.perf_counter() - began[0])
+        cpu.append(time.process_time() - began[1])
+    return {
+        "unit": "images",
+        "amount": float(len(x)),
+        "first": wall[0],
+        "samples": wall[1 + warmup :],
+        "cpu_samples": cpu[1 + warmup :],
+        "arithmetic": "float32",
+        "quality": quality(found),
+        "details": {"threads": torch.get_num_threads()},
+        "side": f"{case['peer']} {importlib.metadata.version(case['peer'])}",
+        "process_peak_bytes": process_peak_bytes(),
+        "environment": {
+            "device_kind": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "python": sys.version.split()[0],
+            **{name: importlib.metadata.version(name) for name in (case["peer"], "torch", "numpy")},
+        },
+    }
 
 
 if __name__ == "__main__":
-    case = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
-        measurement, device_kind = run(case)
-    version = importlib.metadata.version(case["peer"])
-    answer = dataclasses.asdict(measurement) | {
-        "side": f"{case['peer']} {version}",
-        "process_peak_bytes": process_peak_bytes(),
-        "environment": {
-            "device_kind": device_kind,
-            **{name: importlib.metadata.version(name) for name in (case["peer"], "torch")},
-        },
-    }
+        answer = run(json.load(sys.stdin))
     print(json.dumps(answer))

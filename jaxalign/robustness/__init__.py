@@ -101,7 +101,6 @@ from jaxalign.robustness.replay import (
 )
 from jaxalign.robustness.smooth_adversarial_training import gaussian_augmentation, smooth_adversarial_training
 from jaxalign.robustness.square import square
-from jaxalign.robustness.survivors import computed_once
 from jaxalign.robustness.threat_model import (
     clip_to_box,
     norms,
@@ -162,7 +161,6 @@ __all__ = [
     "classifier_score",
     "classifier_two_sample_test",
     "clip_to_box",
-    "computed_once",
     "conditional_value_at_risk",
     "consolidate",
     "continual_learning_metrics",

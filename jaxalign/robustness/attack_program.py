@@ -55,7 +55,7 @@ def attack_program(*, static: Sequence[str]) -> Callable[[Callable[..., Any]], C
                 return attack(**given, apply=as_function(program, program.consts))
             check_values(name, given["x"], given["y"], given.get("epsilon"), given.get("bounds"), classes)
             fixed = {argument: given.pop(argument) for argument in static}
-            run = _compiled(attack, original, program, fixed)
+            run = compiled(attack, original, program, fixed)
             return check_finite(name, run(program.consts, given))
 
         return wrapped
@@ -133,10 +133,10 @@ def check_finite(name: str, result: Any) -> Any:
     return result
 
 
-def _compiled(
+def compiled(
     attack: Callable[..., Any], original: Any, program: ClosedJaxpr, fixed: dict[str, Any]
 ) -> Callable[..., Any]:
-    """The jitted `(consts, arrays) -> result` for this attack on a program equal to this one."""
+    """The jitted `(consts, arrays) -> result`, leaves [B, ...], for this attack on a program equal to this one."""
     key = (attack, original, shape_signature(program), tuple(sorted(fixed.items(), key=lambda item: item[0])))
     if key not in _programs:
 

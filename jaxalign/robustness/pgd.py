@@ -17,6 +17,7 @@ from jaxalign.robustness.threat_model import (
     steepest_direction,
     unflatten_rows,
 )
+from jaxalign.robustness.traced_classifier import computed_once
 from jaxalign.types import Array, ArrayLike, Key
 
 Apply = Callable[[Any], Array]
@@ -121,7 +122,7 @@ def pgd(
         return margin, gradient
 
     def body(state: _Climb) -> _Climb:
-        margin, gradient = evaluate(state.delta)
+        margin, gradient = computed_once(evaluate(state.delta), state.best_margin < 0)
         best, best_margin = _better(margin, state.delta, state.best_margin, state.best)
         velocity = _accumulate(state.velocity, gradient, momentum)
         step = _scale(_direction(velocity, norm), size)

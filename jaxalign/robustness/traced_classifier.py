@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxalign.networks.convolution import convolve
@@ -33,6 +34,15 @@ def shape_signature(program: ClosedJaxpr) -> tuple[Any, ...]:
     """What programs share that differ only in the values of `consts` [...]: their text, and nested constants by id."""
     closed = [v for e in equations(program.jaxpr) for v in jax.tree.leaves(e.params, is_leaf=_closed) if _closed(v)]
     return str(program.jaxpr), tuple(id(c) for v in closed for c in v.consts)
+
+
+def computed_once(values: Any, done: Array) -> Any:
+    """`values`, leaves [B, ...], written to memory before any use of them; zeros if all rows are `done` [B].
+
+    XLA's CPU compiler otherwise fuses the end of a convolution's gradient, or the start of its input, into every use:
+    a FAB step then takes twice as long. It removes `lax.optimization_barrier` before it fuses, but keeps a branch.
+    """
+    return jax.lax.cond(jnp.all(done), lambda v: jax.tree.map(jnp.zeros_like, v), lambda v: v, values)
 
 
 def _closed(value: Any) -> bool:
