@@ -53,14 +53,23 @@ def convolve(
             batch_group_count, precision, preferred_element_type,
         )  # fmt: skip
     dilation = tuple(rhs_dilation or (1,) * len(window))
-    images = jnp.transpose(lhs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
-    kernel = jnp.transpose(rhs, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
     if isinstance(padding, str):
         reach = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
-        padding = lax.padtype_to_pads(images.shape[1:-1], reach, window_strides, padding)
-    patches = _patches(images, window, tuple(window_strides), tuple(padding), dilation)
-    product = functools.partial(jnp.matmul, precision=precision, preferred_element_type=preferred_element_type)
-    out = product(patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, kernel.shape[-1]))
+        sizes = [lhs.shape[axis] for axis in numbers.lhs_spec[2:]]
+        padding = lax.padtype_to_pads(sizes, reach, window_strides, padding)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    return _product(lhs, rhs, tuple(window_strides), pads, dilation, numbers, precision, preferred_element_type)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7), inline=True)  # called outside a trace, one compilation
+def _product(
+    lhs: Array, rhs: Array, strides: Any, padding: Any, dilation: Any, numbers: Any, precision: Any, dtype: Any
+) -> Array:
+    images = jnp.transpose(lhs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    kernel = jnp.transpose(rhs, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+    patches = _patches(images, kernel.shape[:-2], strides, padding, dilation)
+    rows, columns = patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, kernel.shape[-1])
+    out = jnp.matmul(rows, columns, precision=precision, preferred_element_type=dtype)
     out = out.reshape(*patches.shape[:-1], kernel.shape[-1])
     places = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
     return jnp.transpose(out, [places.index(axis) for axis in range(out.ndim)])

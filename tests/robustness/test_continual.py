@@ -205,6 +205,7 @@ def test_consolidation_keeps_what_fine_tuning_forgets():
         np.testing.assert_array_equal(measures.forgetting, forgetting)
 
 
+@pytest.mark.slow
 def test_replay_keeps_it_too():
     example = (TASKS[0], jnp.zeros(8, int))
     algorithm = replay(LINEAR, optax.sgd(0.5), example=example, capacity=16, replayed=8, replay_weight=3.0)

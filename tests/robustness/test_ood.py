@@ -139,6 +139,7 @@ def test_detection_measures_by_hand():
         false_positive_rate_at(inside, jnp.zeros(0))
 
 
+@pytest.mark.slow
 def test_interval_has_the_width_theory_gives():
     rng = np.random.default_rng(3)
     inside, outside = rng.normal(size=150), rng.normal(size=100) + 1
