@@ -1,7 +1,7 @@
 """Attacks on any function, training against them, generators, and what happens when the data shifts."""
 
 from jaxalign.robustness.adversarial_training import adversarial_training
-from jaxalign.robustness.apgd import apgd, apgd_targeted
+from jaxalign.robustness.apgd import apgd, apgd_targeted, auto_pgd
 from jaxalign.robustness.attack_losses import cross_entropy, dlr_loss, margins, targeted_dlr_loss
 from jaxalign.robustness.attack_program import attack_program
 from jaxalign.robustness.attack_result import AttackResult, checked_result
@@ -100,11 +100,13 @@ from jaxalign.robustness.replay import (
     replay,
 )
 from jaxalign.robustness.smooth_adversarial_training import gaussian_augmentation, smooth_adversarial_training
+from jaxalign.robustness.sparse_auto_pgd import SparseAutoPGD, SparseClimb
 from jaxalign.robustness.square import square
 from jaxalign.robustness.threat_model import (
     clip_to_box,
     norms,
     project,
+    project_l1_in_box,
     project_onto,
     random_in_ball,
     steepest_direction,
@@ -143,6 +145,8 @@ __all__ = [
     "Reservoir",
     "RobustnessEvaluation",
     "SeedIntervals",
+    "SparseAutoPGD",
+    "SparseClimb",
     "TwoSampleTest",
     "add_to_reservoir",
     "adversarial_generator_training",
@@ -153,6 +157,7 @@ __all__ = [
     "attack_program",
     "auroc",
     "auto_attack",
+    "auto_pgd",
     "biased_mmd_squared",
     "carlini_wagner",
     "checked_result",
@@ -213,6 +218,7 @@ __all__ = [
     "precision_and_recall",
     "prediction_divergence",
     "project",
+    "project_l1_in_box",
     "project_onto",
     "r1_penalty",
     "random_in_ball",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.robustness.apgd import AutoPGD, targeted_loss
+from jaxalign.robustness.apgd import targeted_loss
 from jaxalign.robustness.attack_losses import cross_entropy, dlr_loss, margins
 from jaxalign.robustness.attack_program import (
     attack_program,
@@ -18,6 +18,7 @@ from jaxalign.robustness.attack_program import (
     tracing,
 )
 from jaxalign.robustness.attack_result import AttackResult, checked_result
+from jaxalign.robustness.auto_pgd import AutoPGD
 from jaxalign.robustness.fab import AdaptiveBoundary
 from jaxalign.robustness.square import Image, SquareSearch, image_shape
 from jaxalign.robustness.survivors import (

@@ -86,7 +86,7 @@ def as_rows(x: Any, y: ArrayLike, epsilon: ArrayLike, bounds: Any) -> Rows:
 def check_norm(name: str, norm: str) -> None:
     """ValueError for "l1", whose ball the steps of a search on rows [B, D] do not fit."""
     if norm == "l1":
-        raise ValueError(f"{name}: norm must be 'linf' or 'l2', got 'l1' (pgd and fab take it)")
+        raise ValueError(f"{name}: norm must be 'linf' or 'l2', got 'l1' (pgd, apgd and fab take it)")
 
 
 def by_row(apply: Callable[..., Array], like: Any) -> Callable[..., Array]:

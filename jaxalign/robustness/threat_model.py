@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxalign.types import Array, ArrayLike, Key
 
 NORMS = ("linf", "l2", "l1")
+BISECTIONS = 30  # float32 tells apart no more
 
 
 def norms(delta: Any, norm: str) -> Array:
@@ -77,7 +78,8 @@ def project_onto(x: Any, delta: Any, epsilon: ArrayLike, norm: str, bounds: Any)
     """A perturbation of `x` inside ball and box: `clip_to_box(x + project(delta, epsilon, norm), bounds) - x`.
 
     Clipping towards a box that holds x makes no coordinate of delta larger, so the result stays in the ball of every
-    norm; for "linf" it is the nearest point of the intersection.
+    norm; for "linf" it is the nearest point of the intersection. For "l1", where clipping afterwards may leave much of
+    the radius unused, `project_l1_in_box` takes its place, which is the nearest point.
 
     Args:
         x: leaves [B, ...], inside the box.
@@ -85,9 +87,49 @@ def project_onto(x: Any, delta: Any, epsilon: ArrayLike, norm: str, bounds: Any)
 
     Returns leaves [B, ...].
     """
-    delta = project(delta, epsilon, norm)
+    if norm == "l1" and bounds is not None:
+        least, most = (
+            flatten_rows(jax.tree.map(jnp.subtract, clip_to_box(_filled(x, value), bounds), x))
+            for value in (-jnp.inf, jnp.inf)
+        )
+        delta = unflatten_rows(project_l1_in_box(flatten_rows(delta), least, most, epsilon), x)
+    else:
+        delta = project(delta, epsilon, norm)
     moved = clip_to_box(jax.tree.map(jnp.add, x, delta), bounds)
     return delta if bounds is None else jax.tree.map(jnp.subtract, moved, x)
+
+
+def project_l1_in_box(delta: Array, least: ArrayLike, most: ArrayLike, epsilon: ArrayLike) -> Array:
+    """The nearest point with `sum |d_i| <= epsilon` and `least <= d <= most`, where `least <= 0 <= most`.
+
+    `d_i = sign(delta_i) min(max(|delta_i| - theta, 0), room_i)` with room_i the distance to the side delta_i points to
+    and the smallest theta >= 0 that keeps the sum within epsilon, by bisection (Croce & Hein 2021, arXiv:2103.01208,
+    proposition 2.1). Projecting onto the ball first and clipping then is farther from delta.
+
+    Args:
+        delta: [B, D].
+        least, most: scalars or [B, D], may be infinite.
+        epsilon: scalar or [B].
+
+    Returns [B, D].
+    """
+    size = jnp.abs(delta)
+    room = jnp.broadcast_to(jnp.where(delta > 0, most, jnp.negative(least)), size.shape)
+    epsilon = jnp.broadcast_to(jnp.asarray(epsilon, size.dtype), size.shape[:1])
+
+    def shrunk(theta: Array) -> Array:
+        return jnp.minimum(jnp.maximum(size - theta[:, None], 0), room)
+
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        fits = jnp.sum(shrunk(middle), axis=1) <= epsilon
+        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+    most_theta = jnp.max(size, axis=1)
+    _, theta = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros_like(epsilon), most_theta))
+    theta = jnp.where(jnp.sum(shrunk(jnp.zeros_like(theta)), axis=1) <= epsilon, 0.0, theta)
+    return jnp.sign(delta) * shrunk(theta)
 
 
 def steepest_direction(gradient: Any, norm: str) -> Any:
@@ -165,6 +207,10 @@ def _over(value: ArrayLike, leaf: Array) -> Array:
     """A scalar or [B] in the rank and dtype of a leaf [B, ...]."""
     value = jnp.asarray(value, leaf.dtype)
     return value.reshape(value.shape + (1,) * (leaf.ndim - value.ndim))
+
+
+def _filled(x: Any, value: float) -> Any:
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), x)
 
 
 def _clip(leaf: Array, lower: ArrayLike, upper: ArrayLike) -> Array:

@@ -54,7 +54,7 @@ def mmd_squared(x: ArrayLike, y: ArrayLike, *, bandwidth: ArrayLike | None = Non
 def biased_mmd_squared(x: ArrayLike, y: ArrayLike, *, bandwidth: ArrayLike | None = None) -> Array:
     """`mmd_squared` with the pairs i = j: the squared distance of two mean embeddings, never negative.
 
-    (Gretton et al. 2012, equation 5.) Arguments as there.
+    (Gretton et al. 2012, equation 5.) Arguments as there, x [N, D] and y [M, D].
     """
     pooled = _pooled(x, y)
     first = _first_sample(x, pooled)

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.robustness.apgd import AutoPGD, apgd, apgd_targeted, checkpoints, targeted_loss
+from jaxalign.robustness.apgd import apgd, apgd_targeted, targeted_loss
+from jaxalign.robustness.auto_pgd import AutoPGD, checkpoints
 from jaxalign.robustness.survivors import Rows
 
 BATCH, FEATURES, CLASSES = 6, 8, 5
-DUAL = {"linf": 1, "l2": 2}
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 SCALES = np.array([0.0, 0.9, 1.1, 1.5], np.float32)
 KEY = jax.random.key(0)
 
@@ -41,22 +43,25 @@ def test_checkpoints_by_hand(steps, expected):
     ("norm", "attack"),
     [
         ("linf", apgd),
+        ("l1", apgd),
         pytest.param("l2", apgd, marks=pytest.mark.slow),
         pytest.param("l2", apgd_targeted, marks=pytest.mark.slow),
         pytest.param("linf", apgd_targeted, marks=pytest.mark.slow),
+        pytest.param("l1", apgd_targeted, marks=pytest.mark.slow),
     ],
 )
 def test_a_linear_classifier_falls_exactly_where_epsilon_exceeds_its_distance(norm, attack):
     options = {"loss": "dlr"} if attack is apgd else {}
+    options["steps"] = 100 if norm == "l1" else 25
 
     def over(scale):
-        return attack(KEY, linear, x, y, scale * distances(norm), norm=norm, steps=25, bounds=(-2.0, 2.0), **options)
+        return attack(KEY, linear, x, y, scale * distances(norm), norm=norm, bounds=(-2.0, 2.0), **options)
 
     result = jax.jit(jax.vmap(over))(SCALES)
     np.testing.assert_array_equal(result.success, np.broadcast_to(SCALES[:, None] > 1, (4, BATCH)))
     np.testing.assert_array_equal(result.x_adv[0], x)
     x_adv = np.asarray(result.x_adv)
-    reached = np.linalg.norm(x_adv - x, np.inf if norm == "linf" else 2, axis=2)
+    reached = np.linalg.norm(x_adv - x, ORDER[norm], axis=2)
     assert np.all(reached <= SCALES[:, None] * distances(norm) * (1 + 1e-5) + 1e-6)
     # The margin shown is that of the point shown.
     logits = x_adv @ weights
@@ -169,7 +174,6 @@ def test_few_classes_and_bad_arguments():
     z = jnp.array([[1.0, 3.0, -1.0]])
     np.testing.assert_allclose(targeted_loss(3)(z, jnp.array([1]), jnp.array([0])), [-2.0])
     for name, call in {
-        "l1": lambda: apgd(KEY, linear, x, y, 0.1, norm="l1"),
         "loss": lambda: apgd(KEY, linear, x, y, 0.1, loss="hinge"),
         "dlr_loss": lambda: apgd(KEY, lambda x: x[:, :2], x, y % 2, 0.1, loss="dlr"),
         "apgd_targeted: loss": lambda: apgd_targeted(KEY, linear, x, y, 0.1, loss="ce"),

@@ -74,7 +74,6 @@ def test_breaks_exactly_what_can_be_broken_and_compiles_once(caplog):
     np.testing.assert_array_equal(flipped.x_adv[wrong], x[wrong])
 
 
-@pytest.mark.slow
 def test_inside_a_trace_it_is_the_same_cascade():
     epsilon = np.where(np.arange(ROWS) % 3 == 0, 1.1, 0.9) * distances(weights)
     result = jax.jit(lambda epsilon: auto_attack(KEY, Linear(weights), x, y, epsilon, **BUDGET))(epsilon)

@@ -13,6 +13,7 @@ from jaxalign.robustness.threat_model import (
     clip_to_box,
     norms,
     project,
+    project_l1_in_box,
     project_onto,
     random_in_ball,
     steepest_direction,
@@ -64,6 +65,22 @@ def test_the_projection_is_the_nearest_point_as_a_convex_solver_finds_it(norm):
             lambda z: np.sum((z - target) ** 2), np.zeros(4), constraints=ball, tol=1e-12
         ).x
     np.testing.assert_allclose(project(jnp.asarray(target[None]), 1.0, norm)[0], expected, atol=2e-4)
+
+
+def test_the_l1_ball_in_a_box_by_hand_and_as_a_convex_solver_finds_it():
+    # theta = 1 leaves (2, 1), the box cuts the first to 0.5: theta falls to 0.5 and 0.5 + 1.5 = 2.
+    np.testing.assert_allclose(project_l1_in_box(jnp.array([[3.0, -2.0]]), -9.0, 0.5, 2.0), [[0.5, -1.5]], rtol=1e-5)
+    rng = np.random.default_rng(2)
+    delta, least, most = rng.normal(size=4), -rng.uniform(size=4), rng.uniform(size=4)
+    split = scipy.optimize.minimize(
+        lambda w: np.sum((w[:4] - w[4:] - delta) ** 2), np.full(8, 0.01), tol=1e-12,
+        bounds=[*((0, m) for m in most), *((0, -m) for m in least)],
+        constraints={"type": "ineq", "fun": lambda w: 1.0 - w.sum()},
+    ).x  # fmt: skip
+    found = project_l1_in_box(jnp.asarray(delta[None]), jnp.asarray(least), jnp.asarray(most), 1.0)
+    np.testing.assert_allclose(found[0], split[:4] - split[4:], atol=2e-4)
+    unbounded = project_l1_in_box(DELTA, -jnp.inf, jnp.inf, 1.0)
+    np.testing.assert_allclose(unbounded, project(DELTA, 1.0, "l1"), atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
