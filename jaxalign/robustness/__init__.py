@@ -1,7 +1,7 @@
 """Attacks on any function, training against them, generators, and what happens when the data shifts."""
 
 from jaxalign.robustness.adversarial_training import adversarial_training
-from jaxalign.robustness.apgd import apgd, apgd_targeted, auto_pgd
+from jaxalign.robustness.apgd import apgd, apgd_targeted
 from jaxalign.robustness.attack_losses import cross_entropy, dlr_loss, margins, targeted_dlr_loss
 from jaxalign.robustness.attack_program import attack_program
 from jaxalign.robustness.attack_result import AttackResult, checked_result
@@ -100,7 +100,6 @@ from jaxalign.robustness.replay import (
     replay,
 )
 from jaxalign.robustness.smooth_adversarial_training import gaussian_augmentation, smooth_adversarial_training
-from jaxalign.robustness.sparse_auto_pgd import SparseAutoPGD, SparseClimb
 from jaxalign.robustness.square import square
 from jaxalign.robustness.threat_model import (
     clip_to_box,
@@ -145,8 +144,6 @@ __all__ = [
     "Reservoir",
     "RobustnessEvaluation",
     "SeedIntervals",
-    "SparseAutoPGD",
-    "SparseClimb",
     "TwoSampleTest",
     "add_to_reservoir",
     "adversarial_generator_training",
@@ -157,7 +154,6 @@ __all__ = [
     "attack_program",
     "auroc",
     "auto_attack",
-    "auto_pgd",
     "biased_mmd_squared",
     "carlini_wagner",
     "checked_result",
