@@ -23,7 +23,7 @@ from jaxalign.runtime.figures import curves
 from jaxalign.runtime.report import Report, estimate
 from jaxalign.statistics import bootstrap_interval
 
-PICTURES = 8
+PICTURES, FEWEST_SEEDS = 8, 4
 DRAWN = ("loss", "adversarial_accuracy", "accuracy", "epsilon", "gradient_norm", "divergence")
 UNITS = {"loss": "nats", "epsilon": "input units", "divergence": "nats"}
 
@@ -69,7 +69,7 @@ def write_report(
         ["seed", "clean", "FGSM", f"PGD-{options.evaluation_steps}", "AutoAttack"],
         rows,
         caption=f"Share right at epsilon {options.epsilon:g}, with 95% Wilson intervals over images{fewer}. Mean: "
-        "with 95% bootstrap intervals over seeds.",
+        f"with 95% bootstrap intervals over seeds, from {FEWEST_SEEDS} seeds on.",
     )
     first = measured[0].attacked
     report.text("## Of the first seed" if len(measured) > 1 else "## Accuracy against epsilon")
@@ -98,14 +98,20 @@ def headline(options: RobustTrain, one: Measured) -> dict[str, list[float] | Non
     return found
 
 
-def over_seeds(numbers: list[dict[str, list[float] | None]], seed: int) -> dict[str, list[float] | None]:
-    """Means over seeds with 95% bootstrap intervals; of one seed its own numbers."""
+def over_seeds(numbers: list[dict[str, list[float] | None]], seed: int) -> dict[str, list[Any] | None]:
+    """[mean over seeds, low, high] with 95% bootstrap intervals, None for fewer than four; of one seed its own numbers.
+
+    Two or three numbers that happen to be alike would give an interval of hardly any width.
+    """
     if len(numbers) == 1:
-        return numbers[0]
+        return dict(numbers[0])
     measured = [name for name, triple in numbers[0].items() if triple is not None]
     scores = np.array([[found[name][0] for name in measured] for found in numbers])  # type: ignore[index]
-    low, high = jax.jit(bootstrap_interval)(jax.random.key(seed), scores)
-    triples = np.stack([scores.mean(axis=0), low, high], axis=1).tolist()
+    low: list[Any] = [None] * len(measured)
+    high = low
+    if len(numbers) >= FEWEST_SEEDS:
+        low, high = (end.tolist() for end in jax.jit(bootstrap_interval)(jax.random.key(seed), scores))
+    triples = [list(triple) for triple in zip(scores.mean(axis=0).tolist(), low, high, strict=True)]
     return dict.fromkeys(numbers[0]) | dict(zip(measured, triples, strict=True))
 
 

@@ -164,7 +164,10 @@ def test_the_headline_is_at_epsilon_and_over_seeds_is_their_mean():
     assert numbers[0]["clean"] == pytest.approx([0.8, 0.7, 0.9])
     assert numbers[0]["pgd"] == pytest.approx([0.6, 0.5, 0.7])
     assert numbers[0]["auto_attack"] == pytest.approx([0.5, 0.4, 0.6])
-    mean = over_seeds(numbers, 0)
+    assert over_seeds(numbers[:1], 0) == numbers[0]
+    two = over_seeds(numbers, 0)
+    assert two["pgd"] == [pytest.approx(0.65), None, None]  # two say nothing of how far seeds differ
+    mean = over_seeds(2 * numbers, 0)
     assert mean["pgd"] == pytest.approx([0.65, 0.6, 0.7])
     assert list(mean) == ["clean", "fgsm", "pgd", "auto_attack"]
 
