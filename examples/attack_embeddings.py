@@ -2,7 +2,7 @@
 
 The image attacks take any function: here from what the embedding layer gives, [B, T, D], to the logits of the next
 token, without a box, in balls of the Frobenius norm. Only the tokens of the user's own question may move.
-Run: python examples/attack_embeddings.py   (two minutes on two cores; the model comes from PyPI)
+Run: python examples/attack_embeddings.py   (a minute on two cores; the model comes from PyPI)
 """
 
 import dataclasses

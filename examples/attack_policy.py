@@ -2,7 +2,7 @@
 
 The image attacks work on observations as they are: the policy's logits are the classifier, the action it would have
 taken is the label. Every observation of every step is attacked by PGD, or disturbed at random in the same ball.
-Run: python examples/attack_policy.py   (half a minute on two cores)
+Run: python examples/attack_policy.py   (two minutes on two cores)
 """
 
 import jax

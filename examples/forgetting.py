@@ -3,7 +3,7 @@
 Five tasks in order. "Pixels": each has all ten digits, with its pixels in an order of its own. "Classes": each brings
 two new digits. Plain fine-tuning, elastic weight consolidation (EWC) and replay of a few kept rows train alike, and are
 scored on the test rows of every task, without being told which task a row is of.
-Run: python examples/forgetting.py   (half a minute on two cores; needs the extra images)
+Run: python examples/forgetting.py   (a minute on two cores; needs the extra images)
 """
 
 import functools

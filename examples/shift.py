@@ -3,7 +3,7 @@
 A small network learns the digits 0 to 7. First, the AUROC of six scores on test digits it knows against digits it never
 saw, turned ones, noisy ones and plain noise. Then how often three tests on its features find that one sample is not
 distributed like another, the more of its rows are digits never seen; with none that is a false alarm.
-Run: python examples/shift.py   (half a minute on two cores; needs the extra images)
+Run: python examples/shift.py   (a minute on two cores; needs the extra images)
 """
 
 import functools

@@ -10,7 +10,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.irl.adversarial import discriminator_loss
 from jaxalign.robustness.threat_model import norms
 from jaxalign.types import Array, ArrayLike, Key
 
@@ -27,7 +26,7 @@ class GanObjective(NamedTuple):
 
 
 def non_saturating_discriminator_loss(real_logits: ArrayLike, fake_logits: ArrayLike) -> Array:
-    """softplus(-real_logits) + softplus(fake_logits), nats: the logistic loss of `irl.discriminator_loss`.
+    """softplus(-real_logits) + softplus(fake_logits), nats: the logistic loss, as in `irl.discriminator_loss`.
 
     Its mean is at least 2 ln 2 - 2 JSD(real, fake), and 2 ln 2 where the two distributions are the same
     (Goodfellow et al. 2014, arXiv:1406.2661, theorem 1). [B] each -> [B].
@@ -35,7 +34,10 @@ def non_saturating_discriminator_loss(real_logits: ArrayLike, fake_logits: Array
     >>> float(non_saturating_discriminator_loss(0.0, 0.0))
     1.3862943649291992
     """
-    return discriminator_loss(real_logits, fake_logits)
+    # Not called from there: importing all of irl for one line would double the time this package takes to import.
+    real_logits, fake_logits = _real_number(real_logits), _real_number(fake_logits)
+    chex.assert_equal_shape([real_logits, fake_logits])
+    return jax.nn.softplus(-real_logits) + jax.nn.softplus(fake_logits)
 
 
 def non_saturating_generator_loss(fake_logits: ArrayLike) -> Array:
