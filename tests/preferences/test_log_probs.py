@@ -196,7 +196,7 @@ def test_a_frozen_head_costs_no_second_pass():
         text = jax.jit(jax.grad(lambda *a: score(*a).sum(), argnums)).lower(*args).compile().as_text()
         return text.count(" while(")
 
-    assert (loops(0), loops((0, 1))) == (1, 2)
+    assert 2 * loops(0) == loops((0, 1)) > 0
 
 
 def test_one_token_sequences_and_bad_arguments(problem):
