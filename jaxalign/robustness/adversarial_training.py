@@ -31,7 +31,7 @@ def accuracy(logits: Array, labels: Array) -> Array:
 
 
 def at_step(epsilon: Epsilon, step: Array) -> ArrayLike:
-    """`epsilon`, a scalar, or if it is a schedule its value at `step`. Raises ValueError if it is a negative number."""
+    """`epsilon`, scalar or [B], or a schedule's value at `step`. Raises ValueError if it is a negative number."""
     if isinstance(epsilon, int | float) and not epsilon >= 0:
         raise ValueError(f"epsilon must not be negative or NaN, got {epsilon}")
     return epsilon(step) if callable(epsilon) else epsilon

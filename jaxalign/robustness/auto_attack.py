@@ -102,7 +102,7 @@ def auto_attack(
     targeted DLR loss is undefined and `z[target] - z[y]` takes its place, with fewer than three -margin that of DLR.
 
     Outside a trace the survivors are gathered anew into batches of a few sizes for every attack and target, and within
-    each of them as rows fall. One batch at a time is on the device, on a CPU one for each core up to four. Inside a
+    each of them as rows fall. One batch at a time is on the device, on a CPU up to four. Inside a
     trace (jit, vmap) the same cascade runs on all of x at once, each of its loops up to the last row that still stands.
     The two draw different random numbers.
 

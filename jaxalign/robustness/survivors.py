@@ -172,7 +172,7 @@ class Survivors:
 
     They are gathered into batches of a few sizes, rows repeated and ignored where a batch has room to spare, and a
     batch is halved in the course of a search once half of it is done. In between the arrays stay on the host, so that
-    the device never holds more than one batch, or on a CPU one for each core up to four.
+    the device never holds more than one batch, or on a CPU four.
 
     Args:
         apply: the classifier of leaves [B, ...]; with `draws` it takes a key too.
