@@ -20,7 +20,7 @@ MOST_PROGRAMS = 128  # kept compiled, the least recently used dropped first
 _programs: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
 
-def attack_program(*, static: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def attack_program(*, static: Sequence[str], one_row: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate an attack `f([key,] apply, x, y[, epsilon], *, ...)` whose arguments named in `static` are not arrays.
 
     Inside a trace (jit, vmap under jit, scan) the decorated function is `f` itself. Outside one its inputs are checked
@@ -28,7 +28,7 @@ def attack_program(*, static: Sequence[str]) -> Callable[[Callable[..., Any]], C
     arguments of that program, so new values of them are neither stale nor compiled again; a fresh lambda at each call
     is a fresh program each time, so keep one. Either way `f` gets an `apply` for the shapes of x alone, whose
     convolutions a CPU runs as fast inside a loop as outside. With `eot=n` among the arguments, `apply` takes a key as
-    its second argument.
+    its second argument. With `one_row` it gets an `apply` for x of one row [1, ...], to be mapped over rows.
 
     Raises ValueError naming the argument: an unknown norm, y that does not match x, an `apply` whose result is not
     [B, C]; and, outside a trace, labels out of range, x outside the box, a negative epsilon, NaN from `apply`.
@@ -49,8 +49,9 @@ def attack_program(*, static: Sequence[str]) -> Callable[[Callable[..., Any]], C
                 known(given["norm"])
             rows = check_rows(name, given["x"], given["y"], given.get("epsilon"))
             extra = (given["key"],) if given.get("eot") else ()
-            program = traced_classifier(original, given["x"], *extra)
-            classes = check_logits(name, program, rows)
+            shown = jax.tree.map(lambda leaf: leaf[:1], given["x"]) if one_row else given["x"]
+            program = traced_classifier(original, shown, *extra)
+            classes = check_logits(name, program, 1 if one_row else rows)
             if tracing(given, program.consts):
                 return attack(**given, apply=as_function(program, program.consts))
             check_values(name, given["x"], given["y"], given.get("epsilon"), given.get("bounds"), classes)
