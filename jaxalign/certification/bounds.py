@@ -53,7 +53,8 @@ def check_box(name: str, lower: Any, upper: Any) -> tuple[list[Array], list[Arra
 
 
 def _check_values(name: str, leaf: str, low: np.ndarray[Any, Any], high: np.ndarray[Any, Any]) -> None:
-    for wrong, words in ((~(np.isfinite(low) & np.isfinite(high)), "must be finite"), (low > high, "lower above upper")):
+    infinite = ~(np.isfinite(low) & np.isfinite(high))
+    for wrong, words in ((infinite, "must be finite"), (low > high, "lower above upper")):
         if wrong.any():
             place = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise ValueError(f"{name}: {leaf}the box at {list(place)} is [{low[place]}, {high[place]}]: {words}")

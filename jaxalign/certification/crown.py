@@ -6,21 +6,25 @@ input is a linear function, whose least value over the box is a lower bound of w
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import ClosedJaxpr
 
-from jaxalign.certification.bounds import Bounds, check_box
+from jaxalign.certification.bound_program import bounds_of
+from jaxalign.certification.bounds import Bounds
 from jaxalign.certification.crown_rules import crown_step, node_of
-from jaxalign.certification.flat_program import flatten
+from jaxalign.certification.flat_program import flatten, trace_closed
 from jaxalign.certification.interpreter import evaluate
 from jaxalign.certification.linear_graph import Graph, Node
 from jaxalign.types import Array
 
 Intermediate = Literal["crown", "interval"]
+Search = Callable[[Graph, Node, Array], Array]  # lower bounds [S] of rows [S, *shape] on a node
+METHODS = ("interval", "crown-interval", "crown", "alpha-crown")
 
 
 def crown_bounds(
@@ -31,6 +35,7 @@ def crown_bounds(
     intermediate: Intermediate = "crown",
     specification: Array | None = None,
     capacity: int | None = None,
+    sound: bool = False,
 ) -> Bounds:
     """lower <= fn(x) <= upper for every x between `lower` and `upper`, by linear bounds (Zhang et al. 2018).
 
@@ -40,17 +45,13 @@ def crown_bounds(
     from each (tightest); "interval" takes interval bounds (CROWN-IBP, Zhang et al. 2020: one walk in all). `capacity`
     walks back from that many elements at a time and only from those whose line is not settled by interval bounds (ReLUs
     that may be on or off): the same bounds, in less memory and mostly less time, but not differentiable in reverse.
-    Loops (`scan`) are unrolled. Bounds hold up to float32 rounding.
+    Loops (`scan`) are unrolled. Bounds hold up to float32 rounding; with `sound` every row pays for the rounding that
+    its walk may have met, so that they hold in exact arithmetic.
 
     Raises ValueError for a bad box or specification; UnsupportedPrimitive for a step without a rule, naming it.
     """
-    graph, outputs, tree = _graph("crown_bounds", fn, lower, upper, intermediate, capacity)
-    if specification is not None:
-        node, rows = _specified("crown_bounds", outputs, specification)
-        found = graph.lower_bounds({node.index: jnp.concatenate([rows, -rows])}, {})
-        return Bounds(found[: len(rows)], -found[len(rows) :])
-    sides = [_everywhere(graph, node) for node in outputs]
-    return Bounds(tree.unflatten([s.lower for s in sides]), tree.unflatten([s.upper for s in sides]))
+    settings = (intermediate, capacity, sound)
+    return _bounds("crown_bounds", fn, lower, upper, settings, specification, plain_bounds, None)
 
 
 def alpha_crown_bounds(
@@ -71,18 +72,12 @@ def alpha_crown_bounds(
     way is kept, plain CROWN's among them (Xu et al. 2021, "Fast and Complete", equation 4). Intermediate bounds are
     CROWN's own. Without `specification` the bounds are those of every output element.
     """
-    graph, outputs, tree = _graph("alpha_crown_bounds", fn, lower, upper, intermediate, capacity)
-    if specification is not None:
-        node, rows = _specified("alpha_crown_bounds", outputs, specification)
-        found = best_slopes(graph, node, jnp.concatenate([rows, -rows]), steps, optimizer)
-        return Bounds(found[: len(rows)], -found[len(rows) :])
-    sides = []
-    for node in outputs:
-        size = node.bounds.lower.size
-        rows = jnp.eye(size, dtype=node.dtype).reshape(size, *node.shape)
-        found = best_slopes(graph, node, jnp.concatenate([rows, -rows]), steps, optimizer)
-        sides.append(Bounds(found[:size].reshape(node.shape), -found[size:].reshape(node.shape)))
-    return Bounds(tree.unflatten([s.lower for s in sides]), tree.unflatten([s.upper for s in sides]))
+
+    def search(graph: Graph, node: Node, rows: Array) -> Array:
+        return best_slopes(graph, node, rows, steps, optimizer)
+
+    settings = (intermediate, capacity, False)
+    return _bounds("alpha_crown_bounds", fn, lower, upper, settings, specification, search, (steps, optimizer))
 
 
 def specified_lower_bounds(
@@ -92,6 +87,7 @@ def specified_lower_bounds(
     *,
     method: str,
     capacity: int | None = None,
+    sound: bool = False,
     steps: int = 20,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Array:
@@ -100,17 +96,18 @@ def specified_lower_bounds(
     "interval" walks back through the linear steps behind the last nonlinear one only, and takes their interval bounds
     there: Gowal et al.'s elision of the last layer.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     intermediate: Intermediate = "interval" if "interval" in method else "crown"
-    graph, outputs, _ = _graph("specification", fn, box.lower, box.upper, intermediate, capacity)
-    node, rows = _specified("specification", outputs, specification)
+    graph = Graph(intermediate, capacity, sound)
+    (node,) = _outputs(graph, trace_closed(fn, box.lower), [box.lower], [box.upper])
+    rows = specification.astype(node.dtype)
     if method == "alpha-crown":
         return best_slopes(graph, node, rows, steps, optimizer)
     return graph.lower_bounds({node.index: rows}, {}, linear_only=method == "interval")
 
 
-METHODS = ("interval", "crown-interval", "crown", "alpha-crown")
+def plain_bounds(graph: Graph, node: Node, rows: Array) -> Array:
+    """Lower bounds [S] of rows [S, *shape] on a node with every line at its default."""
+    return graph.lower_bounds({node.index: rows}, {})
 
 
 def best_slopes(
@@ -119,7 +116,6 @@ def best_slopes(
     """The best lower bounds [S] of rows [S, *shape] on a node, over `steps` steps on the free slopes."""
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
     start = {n.index: jnp.broadcast_to(n.free, (len(rows), *n.shape)) for n in graph.nodes if n.free is not None}
-    plain = graph.lower_bounds({node.index: rows}, {})
 
     def total(alphas: dict[int, Array]) -> tuple[Array, Array]:
         found = graph.lower_bounds({node.index: rows}, alphas)
@@ -132,38 +128,58 @@ def best_slopes(
         alphas = jax.tree.map(lambda a: jnp.clip(a, 0, 1), optax.apply_updates(alphas, updates))
         return (alphas, state, jnp.maximum(best, found)), None
 
-    first = (start, optimizer.init(start), plain)
+    first = (start, optimizer.init(start), plain_bounds(graph, node, rows))
     (alphas, _, best), _ = jax.lax.scan(step, first, length=steps)
     return jnp.maximum(best, total(alphas)[1])
 
 
-def _graph(
-    name: str, fn: Callable[[Any], Any], lower: Any, upper: Any, intermediate: Intermediate, capacity: int | None
-) -> tuple[Graph, list[Node], Any]:
-    if intermediate not in ("crown", "interval"):
-        raise ValueError(f"{name}: intermediate must be 'crown' or 'interval', got {intermediate!r}")
-    if capacity is not None and capacity < 1:
-        raise ValueError(f"{name}: capacity must be at least 1, got {capacity}")
-    lows, highs, structure = check_box(name, lower, upper)
-    closed, shapes = jax.make_jaxpr(lambda *leaves: fn(jax.tree.unflatten(structure, leaves)), return_shape=True)(*lows)
-    graph = Graph(intermediate, capacity)
+def _bounds(
+    name: str,
+    fn: Callable[[Any], Any],
+    lower: Any,
+    upper: Any,
+    settings: tuple[Intermediate, int | None, bool],
+    specification: Array | None,
+    search: Search,
+    fixed: Any,
+) -> Bounds:
+    if settings[0] not in ("crown", "interval"):
+        raise ValueError(f"{name}: intermediate must be 'crown' or 'interval', got {settings[0]!r}")
+    if settings[1] is not None and settings[1] < 1:
+        raise ValueError(f"{name}: capacity must be at least 1, got {settings[1]}")
+
+    def method(program: ClosedJaxpr, lows: list[Array], highs: list[Array], *given: Array) -> Bounds:
+        graph = Graph(*settings)
+        outputs = _outputs(graph, program, lows, highs)
+        if given:
+            return _both_sides(search, graph, _specified(name, outputs, *given), *given)
+        sides = []
+        for node in outputs:
+            size = node.bounds.lower.size
+            rows = jnp.eye(size, dtype=node.dtype).reshape(size, *node.shape)
+            found = _both_sides(search, graph, node, rows)
+            sides.append(node.sharpen(jax.tree.map(lambda v, shape=node.shape: v.reshape(shape), found)))
+        return Bounds([s.lower for s in sides], [s.upper for s in sides])
+
+    given = () if specification is None else (jnp.asarray(specification),)
+    return bounds_of(name, fn, lower, upper, method, (settings, fixed), *given)
+
+
+def _outputs(graph: Graph, program: ClosedJaxpr, lows: Sequence[Array], highs: Sequence[Array]) -> list[Node]:
     inputs = [graph.add(Bounds(low, high)) for low, high in zip(lows, highs, strict=True)]
-    outputs = evaluate(flatten(closed), inputs, functools.partial(crown_step, graph))
-    return graph, [node_of(graph, v) for v in outputs], jax.tree.structure(shapes)
+    outputs = evaluate(flatten(program), inputs, functools.partial(crown_step, graph))
+    return [node_of(graph, v) for v in outputs]
 
 
-def _specified(name: str, outputs: list[Node], specification: Array) -> tuple[Node, Array]:
-    rows = jnp.asarray(specification)
+def _both_sides(search: Search, graph: Graph, node: Node, rows: Array) -> Bounds:
+    rows = rows.astype(node.dtype)
+    found = search(graph, node, jnp.concatenate([rows, -rows]))
+    return Bounds(found[: len(rows)], -found[len(rows) :])
+
+
+def _specified(name: str, outputs: list[Node], rows: Array) -> Node:
     if len(outputs) != 1:
         raise ValueError(f"{name}: specification needs a function with one array as its result, got {len(outputs)}")
-    (node,) = outputs
-    if rows.shape[1:] != node.shape:
-        raise ValueError(f"{name}: specification must be [S, *{list(node.shape)}], got {list(rows.shape)}")
-    return node, rows.astype(node.dtype)
-
-
-def _everywhere(graph: Graph, node: Node) -> Bounds:
-    if node.tight or not node.parents:
-        return node.bounds
-    walking = Graph("crown", graph.capacity, graph.nodes)
-    return walking.tighten(node)
+    if rows.shape[1:] != outputs[0].shape:
+        raise ValueError(f"{name}: specification must be [S, *{list(outputs[0].shape)}], got {list(rows.shape)}")
+    return outputs[0]

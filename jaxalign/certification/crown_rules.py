@@ -8,25 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.certification.bounds import Abstract, Bounds
+from jaxalign.certification.crown_rounding import linear_error, lines_error
 from jaxalign.certification.elementwise import elementwise_of
 from jaxalign.certification.flat_program import Step, flatten, trace
 from jaxalign.certification.interpreter import bind, evaluate, known_branch
-from jaxalign.certification.interval import BILINEAR, as_bounds, interval_step
+from jaxalign.certification.interval import ALL, BILINEAR, INDEXED, MOVES, as_bounds, interval_step, rounded_outward
 from jaxalign.certification.linear_graph import Graph, Node
-from jaxalign.certification.maxima import REWRITES
 from jaxalign.certification.named_functions import NamedFunction
 from jaxalign.certification.relaxations import Elementwise, Lines
+from jaxalign.certification.rewrites import REWRITES
 from jaxalign.certification.smooth_relaxations import SMOOTH
 from jaxalign.types import Array
 
-ALL = None
 LINEAR = {  # primitives linear (up to a constant) in these operands (ALL: in every one), the others known
-    **dict.fromkeys(("add", "add_any", "neg", "sub", "cumsum", "reduce_sum", "reduce_window_sum"), ALL),
-    **dict.fromkeys(("broadcast_in_dim", "concatenate", "convert_element_type", "expand_dims", "reduce_precision"), ALL),
-    **dict.fromkeys(("pad", "reshape", "rev", "slice", "split", "squeeze", "transpose", "tile"), ALL),
-    **dict.fromkeys(("div", "dynamic_slice", "gather"), (0,)),
-    "dynamic_update_slice": (0, 1),
-    **dict.fromkeys(("scatter", "scatter-add", "scatter_add"), (0, 2)),
+    **dict.fromkeys((*MOVES, "add", "add_any", "neg", "sub", "cumsum", "reduce_sum", "reduce_window_sum"), ALL),
+    **INDEXED,
+    "div": (0,),
     "select_n": tuple(range(1, 64)),
 }
 
@@ -41,7 +38,7 @@ def crown_step(graph: Graph, step: Step, operands: list[Any]) -> list[Any]:
     elementwise = elementwise_of(step, operands)
     abstract = [i for i, v in enumerate(operands) if isinstance(v, Abstract)]
     if elementwise is not None:
-        return [_curve(graph, elementwise, operands[abstract[0]])]
+        return [_curve(graph, step, elementwise, operands[abstract[0]])]
     if isinstance(step.primitive, NamedFunction):
         box = graph.tighten(operands[0])
         return _rewritten(graph, step, step.primitive.rewrite(box.lower, box.upper, **step.params), operands)
@@ -50,10 +47,10 @@ def crown_step(graph: Graph, step: Step, operands: list[Any]) -> list[Any]:
     if _is_linear(step, operands, abstract):
         return _linear(graph, step, operands, abstract)
     if step.name == "div":
-        return run(graph, jnp.multiply, operands[0], _curve(graph, SMOOTH["reciprocal"], operands[1]))
+        return run(graph, jnp.multiply, operands[0], _curve(graph, step, SMOOTH["reciprocal"], operands[1]))
     if step.name in REWRITES:
         return _rewritten(graph, step, REWRITES[step.name](step.params, [_known(v) for v in operands]), operands)
-    return [graph.add(b) for b in interval_step(step, [_known(v) for v in operands])]  # no lines: its range alone
+    return [graph.add(b) for b in _interval(graph, step, operands)]  # no lines: its range alone
 
 
 def run(graph: Graph, function: Callable[..., Any], *operands: Any) -> list[Any]:
@@ -65,6 +62,10 @@ def run(graph: Graph, function: Callable[..., Any], *operands: Any) -> list[Any]
 
 def _known(value: Any) -> Any:
     return value.bounds if isinstance(value, Node) else value
+
+
+def _interval(graph: Graph, step: Step, operands: Sequence[Any]) -> list[Bounds]:
+    return interval_step(step, [_known(v) for v in operands], widen=rounded_outward(graph.sound))
 
 
 def _is_linear(step: Step, operands: Sequence[Any], abstract: Sequence[int]) -> bool:
@@ -99,11 +100,12 @@ def _linear(graph: Graph, step: Step, operands: list[Any], abstract: Sequence[in
 
         return pull
 
-    bounds = interval_step(step, [_known(v) for v in operands])
-    return [graph.add(b, parents, pull_of(k)) for k, b in enumerate(bounds)]
+    bounds = _interval(graph, step, operands)
+    errors = linear_error(step, operands) if graph.sound else [None] * len(bounds)
+    return [graph.add(b, parents, pull_of(k), error=e) for k, (b, e) in enumerate(zip(bounds, errors, strict=True))]
 
 
-def _curve(graph: Graph, elementwise: Elementwise, x: Node) -> Node:
+def _curve(graph: Graph, step: Step, elementwise: Elementwise, x: Node) -> Node:
     """A function of one number, between two lines."""
     box = graph.tighten(x, elementwise.unstable)
     lines = elementwise.relax(box.lower, box.upper)
@@ -114,7 +116,11 @@ def _curve(graph: Graph, elementwise: Elementwise, x: Node) -> Node:
         return [coefficients], constant
 
     image = Bounds(*elementwise.image(box.lower, box.upper))
-    return graph.add(image, [x], pull, linear=False, free=elementwise.start(box.lower, box.upper))
+    widen = rounded_outward(graph.sound)
+    if widen is not None:
+        (image,) = widen(step, [box], [image])
+    error = lines_error(lines, box) if graph.sound else None
+    return graph.add(image, [x], pull, linear=False, free=elementwise.start(box.lower, box.upper), error=error)
 
 
 def through_lines(row: Array, lines: Lines) -> tuple[Array, Array]:
@@ -145,13 +151,14 @@ def _product(graph: Graph, step: Step, a: Node, b: Node) -> Node:
             constant = constant - jnp.sum(side * corner)
         return parts, constant
 
-    (bounds,) = interval_step(step, [a.bounds, b.bounds])
-    return graph.add(bounds, [a, b], pull, linear=False)
+    (bounds,) = _interval(graph, step, [a, b])
+    error = linear_error(step, [a, b])[0] if graph.sound else None
+    return graph.add(bounds, [a, b], pull, linear=False, error=error)
 
 
 def _rewritten(graph: Graph, step: Step, function: Callable[..., Array], operands: list[Any]) -> list[Any]:
     """The step through others that have good lines, with its own exact range kept."""
-    (node,), (exact,) = run(graph, function, *operands), interval_step(step, [_known(v) for v in operands])
+    (node,), (exact,) = run(graph, function, *operands), _interval(graph, step, operands)
     node.sharpen(exact)
     return [node]
 

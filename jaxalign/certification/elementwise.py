@@ -12,7 +12,7 @@ from jaxalign.certification.smooth_relaxations import SMOOTH, integer_power, rea
 
 
 def elementwise_of(step: Step, operands: list[Any]) -> Elementwise | None:
-    """The function of the step's one bounded operand [...], its other operands known; None if it is not of that kind."""
+    """The function of the step's one bounded operand [...], its other operands known; else None."""
     abstract = [i for i, v in enumerate(operands) if isinstance(v, Abstract)]
     if isinstance(step.primitive, NamedFunction):
         return step.primitive.elementwise(*operands[1:]) if step.primitive.elementwise else None

@@ -46,7 +46,12 @@ class FlatProgram(NamedTuple):
 
 def trace(function: Callable[..., Any], *arguments: Any) -> FlatProgram:
     """`function` of arrays [...] (or ShapeDtypeStructs) as a flat program of their leaves."""
-    return flatten(jax.make_jaxpr(lambda *given: function(*given))(*arguments))  # a fresh lambda: JAX keeps old traces
+    return flatten(trace_closed(function, *arguments))
+
+
+def trace_closed(function: Callable[..., Any], *arguments: Any) -> ClosedJaxpr:
+    """`jax.make_jaxpr` of arguments [...], traced anew: JAX keeps an old trace, with the values closed over then."""
+    return jax.make_jaxpr(lambda *given: function(*given))(*arguments)
 
 
 def flatten(closed: ClosedJaxpr) -> FlatProgram:
@@ -95,7 +100,7 @@ def flatten(closed: ClosedJaxpr) -> FlatProgram:
 def find_at(program: FlatProgram, start: int, pattern: FlatProgram) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The inputs and outputs of `pattern`, as values [...] of `program`, if its steps stand there from `start` on.
 
-    Otherwise None. Steps match in order, primitive, parameters, wiring and literals. None too if a value from between is used after.
+    Otherwise None. Steps match in order, primitive, parameters, wiring and literals; nothing between is used after.
     """
     stop = start + len(pattern.steps)
     if [s.name for s in program.steps[start:stop]] != [s.name for s in pattern.steps]:

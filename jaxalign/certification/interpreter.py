@@ -28,10 +28,8 @@ def evaluate(program: FlatProgram, arguments: Sequence[Any], domain: Domain) -> 
     values.update(zip(program.inputs, arguments, strict=True))
     for step in recognise(program).steps:
         operands = [values[v] for v in step.inputs]
-        if any(isinstance(v, Abstract) for v in operands):
-            outputs = domain(step, operands)
-        else:
-            outputs = fold(step, operands)
+        bounded = any(isinstance(v, Abstract) for v in operands)
+        outputs = domain(step, operands) if bounded else fold(step, operands)
         values.update(zip(step.outputs, outputs, strict=True))
     return [values[v] for v in program.outputs]
 

@@ -6,27 +6,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
-from jaxalign.certification.bounds import Abstract, Bounds, check_box
+from jaxalign.certification.bound_program import bounds_of
+from jaxalign.certification.bounds import Abstract, Bounds
 from jaxalign.certification.elementwise import elementwise_of
-from jaxalign.certification.flat_program import Step, flatten, trace
+from jaxalign.certification.flat_program import Step, flatten
 from jaxalign.certification.interpreter import bind, evaluate, known_branch, unsupported
 from jaxalign.types import Array
 
 Widen = Callable[[Step, Sequence[Any], list[Bounds]], list[Bounds]]
 
 ALL = None
+MOVES = (
+    *("broadcast_in_dim", "concatenate", "convert_element_type", "expand_dims", "pad", "reduce_precision", "reshape"),
+    *("rev", "slice", "split", "squeeze", "stack", "tile", "transpose", "unstack"),
+)
+INDEXED = {"dynamic_slice": (0,), "gather": (0,), "dynamic_update_slice": (0, 1)}
+INDEXED |= {"scatter": (0, 2), "scatter-add": (0, 2)}
 RISING = {  # primitives that rise in these operands (ALL: in every one) and need the others known
-    **dict.fromkeys(("broadcast_in_dim", "concatenate", "convert_element_type", "expand_dims", "reduce_precision"), ALL),
-    **dict.fromkeys(("pad", "reshape", "rev", "slice", "split", "squeeze", "transpose", "tile"), ALL),
-    **dict.fromkeys(("add", "add_any", "clamp", "max", "min"), ALL),
+    **dict.fromkeys((*MOVES, "add", "add_any", "clamp", "max", "min"), ALL),
     **dict.fromkeys(("cummax", "cummin", "cumsum", "cumlogsumexp"), ALL),
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_sum", "reduce_and", "reduce_or", "and", "or"), ALL),
     **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), ALL),
-    **dict.fromkeys(("dynamic_slice", "gather"), (0,)),
-    "dynamic_update_slice": (0, 1),
-    **dict.fromkeys(("scatter", "scatter-add", "scatter_add"), (0, 2)),
+    **INDEXED,
 }
+LOGIC = {"and", "or", "not", "reduce_and", "reduce_or"}
 BILINEAR = {"mul", "dot_general", "conv_general_dilated"}
 COMPARISONS = {"lt": (0, 1), "le": (0, 1), "gt": (1, 0), "ge": (1, 0)}  # rises in the second named, falls in the first
 
@@ -37,27 +42,29 @@ def interval_bounds(fn: Callable[[Any], Any], lower: Any, upper: Any, *, sound: 
     Each step of `fn` is bounded from the bounds of its operands alone: a linear one as |W| r around W c, c and r the
     centre and radius, a rising one by its ends, any other function of one number by its exact range (Gowal et al.
     2018, "On the Effectiveness of Interval Bound Propagation"). Loops with a fixed number of turns (`scan`) stay loops.
-    A bound that would be NaN (infinity minus infinity) is infinite. With `sound`, every step is rounded outward, so that
-    the bounds also hold for `fn` in exact arithmetic with the same parameters.
+    A bound that would be NaN (infinity minus infinity) is infinite. With `sound`, every step is rounded outward:
+    the bounds then hold for `fn` in exact arithmetic with the same parameters.
 
     Raises ValueError for a box with lower above upper, an infinite side, or sides that disagree in shape;
     UnsupportedPrimitive for a step without a rule, naming it and its place.
     """
-    lows, highs, structure = check_box("interval_bounds", lower, upper)
-    program = jax.make_jaxpr(lambda *leaves: fn(jax.tree.unflatten(structure, leaves)), return_shape=True)(*lows)
-    closed, shapes = program
-    domain = outward() if sound else interval_step
-    outputs = evaluate(flatten(closed), [Bounds(low, high) for low, high in zip(lows, highs, strict=True)], domain)
-    found = [as_bounds(v) for v in outputs]
-    tree = jax.tree.structure(shapes)
-    return Bounds(tree.unflatten([b.lower for b in found]), tree.unflatten([b.upper for b in found]))
+
+    def method(program: ClosedJaxpr, lows: list[Array], highs: list[Array]) -> Bounds:
+        domain = functools.partial(interval_step, widen=rounded_outward(sound))
+        boxes = [Bounds(low, high) for low, high in zip(lows, highs, strict=True)]
+        found = [as_bounds(v) for v in evaluate(flatten(program), boxes, domain)]
+        return Bounds([b.lower for b in found], [b.upper for b in found])
+
+    return bounds_of("interval_bounds", fn, lower, upper, method, sound)
 
 
-def outward() -> Callable[[Step, list[Any]], list[Any]]:
-    """The interval domain of values [...] with every step rounded outward."""
+def rounded_outward(sound: bool) -> Widen | None:
+    """What widens the bounds [...] of a step for rounding, if they are to be sound."""
+    if not sound:
+        return None
     from jaxalign.certification.rounding import widen
 
-    return functools.partial(interval_step, widen=widen)
+    return widen
 
 
 def as_bounds(value: Any) -> Bounds:
@@ -80,6 +87,7 @@ def interval_step(step: Step, operands: list[Any], *, widen: Widen | None = None
 
 
 def _rule(step: Step, operands: list[Any]) -> list[Bounds]:
+    _check_types(step, operands)
     elementwise = elementwise_of(step, operands)
     abstract = [i for i, v in enumerate(operands) if isinstance(v, Abstract)]
     if elementwise is not None:
@@ -96,7 +104,17 @@ def _rule(step: Step, operands: list[Any]) -> list[Bounds]:
         return [bilinear(step, *operands)]
     if step.name in RULES:
         return [RULES[step.name](step, *operands)]
-    raise unsupported(step, "it depends on the bounded input in a way that" if step.name in RISING else "it has no rule")
+    raise unsupported(step, "its indices depend on the bounded input" if step.name in RISING else "it has no rule")
+
+
+def _check_types(step: Step, operands: list[Any]) -> None:
+    """Bounds of numbers do not survive truncation to integers [...], nor bits the logic of whole words."""
+    bounded = [v.lower.dtype for v in operands if isinstance(v, Bounds)]
+    real = jnp.issubdtype(bounded[0], jnp.floating)
+    if real and step.name == "convert_element_type" and not jnp.issubdtype(step.params["new_dtype"], jnp.floating):
+        raise unsupported(step, f"it makes {step.params['new_dtype']} of bounded real numbers")
+    if step.name in LOGIC and any(dtype != jnp.bool_ for dtype in bounded):
+        raise unsupported(step, "it works on the bits of bounded integers")
 
 
 def _by_ends(step: Step, operands: list[Any]) -> list[Bounds]:
@@ -152,6 +170,15 @@ def _divide(step: Step, a: Any, b: Any) -> Bounds:
     return Bounds(jnp.where(unknown, -jnp.inf, least), jnp.where(unknown, jnp.inf, most))
 
 
+def _power(step: Step, base: Any, exponent: Any) -> Bounds:
+    """A known base to a bounded power: rising or falling where the base is positive, unknown elsewhere."""
+    if isinstance(base, Bounds):
+        raise unsupported(step, "its base is bounded and its exponent not a known scalar")
+    ends = [bind(step, [base, v])[0] for v in (exponent.lower, exponent.upper)]
+    least, most = jnp.minimum(*ends), jnp.maximum(*ends)
+    return Bounds(jnp.where(base > 0, least, -jnp.inf), jnp.where(base > 0, most, jnp.inf))
+
+
 def _compare(step: Step, a: Any, b: Any) -> Bounds:
     """Truth as bounds: `lower` where it must hold, `upper` where it may."""
     pair = (as_bounds(a), as_bounds(b))
@@ -181,6 +208,7 @@ RULES: dict[str, Callable[..., Bounds]] = {
     "eq": _equal,
     "ne": _equal,
     "is_finite": _finite,
+    "pow": _power,
     **dict.fromkeys(COMPARISONS, _compare),
 }
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxalign.certification.bounds import Abstract, Bounds
 from jaxalign.types import Array
 
+UNIT_MARGIN = 1.1  # rounding is at most eps / 2 for each operation; the rest covers the rounding of this account itself
+
 # (coefficients of one row [...], alpha or None) -> (the parents' coefficients, the constant left over)
 Pull = Callable[[Array, Any], tuple[list[Array], Array]]
 
@@ -19,7 +21,8 @@ class Node(Abstract):
     """A value [...] of the program: its bounds so far and how coefficients on it become coefficients on its parents.
 
     A node without `pull` (an input; a value of which nothing but bounds is known) is bounded where it stands.
-    `free` [...] is the default alpha of a node whose lower line can move, else None.
+    `free` [...] is the default alpha of a node whose lower line can move, else None. `error` [...] is what rounding may
+    cost in passing it, for each unit of coefficient (None: exact, or nobody asks).
     """
 
     index: int
@@ -28,6 +31,7 @@ class Node(Abstract):
     pull: Pull | None = None
     linear: bool = True
     free: Array | None = None
+    error: Array | None = None
     tight: bool = False
 
     @property
@@ -51,10 +55,11 @@ class Node(Abstract):
 
 @dataclasses.dataclass(eq=False)
 class Graph:
-    """The nodes in the order they were computed. `intermediate` and `capacity` are as in `crown_bounds`."""
+    """The nodes in the order they were computed. `intermediate`, `capacity`, `sound` are as in `crown_bounds`."""
 
     intermediate: str
     capacity: int | None
+    sound: bool = False
     nodes: list[Node] = dataclasses.field(default_factory=list)
 
     def add(self, bounds: Bounds, parents: Sequence[Node] = (), pull: Pull | None = None, **more: Any) -> Node:
@@ -70,12 +75,14 @@ class Graph:
         """
         rows = dict(rows)
         total: Any = 0.0
+        mass: Any = 0.0  # what rounding may have cost, in units of eps
         for node in reversed(self.nodes):
             if node.index not in rows:
                 continue
             row = rows.pop(node.index)
             if node.pull is None or (linear_only and not node.linear):
                 total = total + least_over_box(row, node.bounds)
+                mass = mass + self._cost(row, magnitude(node.bounds)) * (row[0].size + len(self.nodes))
                 continue
             pull, alpha = node.pull, alphas.get(node.index)
             if alpha is None:
@@ -83,9 +90,22 @@ class Graph:
             else:
                 parts, constant = jax.vmap(pull)(row, alpha)
             total = total + constant
+            mass = mass + jnp.abs(constant) * len(self.nodes) + self._cost(row, node.error)
             for parent, part in zip(node.parents, parts, strict=True):
-                rows[parent.index] = rows[parent.index] + part if parent.index in rows else part
+                if parent.index in rows:
+                    part = rows[parent.index] + part
+                    mass = mass + self._cost(part, magnitude(parent.bounds))
+                rows[parent.index] = part
+        if self.sound:
+            total = total - UNIT_MARGIN * jnp.finfo(total.dtype).eps * mass
         return jnp.where(jnp.isnan(total), -jnp.inf, total)
+
+    def _cost(self, row: Array, scale: Array | None) -> Any:
+        """sum(|row| * scale) [S], which rounding can cost rows [S, ...] in units of eps; 0 if nobody asks."""
+        if not self.sound or scale is None:
+            return 0.0
+        flat, weight = jnp.abs(row.reshape(len(row), -1)), scale.reshape(1, -1)
+        return jnp.sum(jnp.where(flat > 0, flat * weight, 0.0), axis=1)
 
     def tighten(self, node: Node, unstable: Callable[[Array, Array], Array] | None = None) -> Bounds:
         """The node's bounds [...], improved once by walking back from it if `intermediate` says so.
@@ -130,8 +150,13 @@ class Graph:
         return least, most
 
 
+def magnitude(bounds: Bounds) -> Array:
+    """The largest absolute value [...] within bounds."""
+    return jnp.maximum(jnp.abs(bounds.lower), jnp.abs(bounds.upper))
+
+
 def least_over_box(row: Array, bounds: Bounds) -> Array:
-    """min over the box of sum(row * x) [S] = row . c - |row| . r for rows [S, ...]: each x at the side that is lower."""
+    """min over the box of sum(row * x) [S] = row . c - |row| . r for rows [S, ...]: each x at its lower side."""
     flat = row.reshape(len(row), -1)
     lower, upper = bounds.lower.reshape(1, -1), bounds.upper.reshape(1, -1)
     sides = jnp.where(flat > 0, flat * lower, jnp.where(flat < 0, flat * upper, 0.0))

@@ -18,7 +18,7 @@ from jaxalign.types import Array
 
 
 class NamedFunction(NamedTuple):
-    """`function(x [...], *parameters, **variant)`, with `parameters` many scalars after x, known ones that it `accepts`.
+    """`function(x [...], *parameters, **variant)`, with `parameters` known scalars after x that it `accepts`.
 
     elementwise(*parameters) -> Elementwise, for functions of one number; the others have
     image(lower, upper, **variant) -> (lower, upper), their exact range, and
@@ -52,13 +52,16 @@ def _named_step(program: FlatProgram, at: int) -> tuple[Step, int] | None:
     for named in NAMED:
         if first.name != _first_step(named):
             continue
-        for aval in {(program.shapes[v].shape, program.shapes[v].dtype) for v in first.inputs if v not in program.known}:
+        operands = [program.shapes[v] for v in first.inputs if v not in program.known]
+        for aval in {(v.shape, v.dtype) for v in operands}:
             for variant in named.variants(len(aval[0])):
-                pattern = _pattern(named, *aval, tuple(variant.items()), bool(jax.config.jax_enable_x64))
-                found = find_at(program, at, pattern)
-                if found and _accepted(named, program, found[0][1:]):
-                    step = Step(named.name, named, variant, *found, first.source)
-                    return step, len(pattern.steps)
+                for mapped in range(variant.get("axis") or 0, -1, -1):
+                    key = (tuple(variant.items()), mapped, bool(jax.config.jax_enable_x64))
+                    pattern = _pattern(named, *aval, *key)
+                    found = find_at(program, at, pattern)
+                    if found and _accepted(named, program, found[0][1:]):
+                        step = Step(named.name, named, variant, *found, first.source)
+                        return step, len(pattern.steps)
     return None
 
 
@@ -68,15 +71,25 @@ def _accepted(named: NamedFunction, program: FlatProgram, parameters: tuple[int,
 
 
 @functools.lru_cache(maxsize=512)
-def _pattern(named: NamedFunction, shape: tuple[int, ...], dtype: Any, variant: Any, x64: bool) -> FlatProgram:
-    x = jax.ShapeDtypeStruct(shape, dtype)
+def _pattern(
+    named: NamedFunction, shape: tuple[int, ...], dtype: Any, variant: Any, mapped: int, x64: bool
+) -> FlatProgram:
+    """The steps of the function, or of the same function of an axis less under `mapped` vmaps, on x [*shape]."""
+    del x64  # a key of the cache: the types of literals depend on it
+    given = dict(variant)
+    if given.get("axis") is not None:
+        given["axis"] -= mapped
+    function = functools.partial(named.function, **given)
+    for _ in range(mapped):
+        function = jax.vmap(function)
     scalars = [jax.ShapeDtypeStruct((), dtype)] * named.parameters
-    return trace(lambda *given: named.function(*given, **dict(variant)), x, *scalars)
+    return trace(lambda *values: function(*values), jax.ShapeDtypeStruct(shape, dtype), *scalars)
 
 
 @functools.lru_cache(maxsize=64)
 def _first_step(named: NamedFunction) -> str:
-    return _pattern(named, (2,), jnp.dtype("float32"), tuple(next(iter(named.variants(1))).items()), False).steps[0].name
+    variant = tuple(next(iter(named.variants(1))).items())
+    return _pattern(named, (2,), jnp.dtype("float32"), variant, 0, bool(jax.config.jax_enable_x64)).steps[0].name
 
 
 def _axes(ndim: int) -> list[dict[str, Any]]:
@@ -137,7 +150,7 @@ NAMED = (
         rewrite=_shifted_log_sum,
     ),
     NamedFunction("square", lambda x: x * x, elementwise=lambda: SMOOTH["square"]),
-    NamedFunction("gelu_tanh", functools.partial(jax.nn.gelu, approximate=True), elementwise=lambda: SMOOTH["gelu_tanh"]),
+    NamedFunction("gelu_tanh", jax.nn.gelu, elementwise=lambda: SMOOTH["gelu_tanh"]),
     NamedFunction("gelu", functools.partial(jax.nn.gelu, approximate=False), elementwise=lambda: SMOOTH["gelu"]),
     NamedFunction("silu", jax.nn.silu, elementwise=lambda: SMOOTH["silu"]),
     NamedFunction("softplus", jax.nn.softplus, elementwise=lambda: SMOOTH["softplus"]),

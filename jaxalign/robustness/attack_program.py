@@ -138,12 +138,17 @@ def compiled(
     attack: Callable[..., Any], original: Any, program: ClosedJaxpr, fixed: dict[str, Any]
 ) -> Callable[..., Any]:
     """The jitted `(consts, arrays) -> result`, leaves [B, ...], for this attack on a program equal to this one."""
+
+    def run(consts: Sequence[Array], given: dict[str, Any]) -> Any:
+        return attack(**given, **fixed, apply=as_function(program, consts))
+
     key = (attack, original, shape_signature(program), tuple(sorted(fixed.items(), key=lambda item: item[0])))
+    return jitted_once(key, run)
+
+
+def jitted_once(key: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` of arrays [...] jitted; the first one with an equal `key`, which is what is already compiled."""
     if key not in _programs:
-
-        def run(consts: Sequence[Array], given: dict[str, Any]) -> Any:
-            return attack(**given, **fixed, apply=as_function(program, consts))
-
         _programs[key] = jax.jit(run)
         while len(_programs) > MOST_PROGRAMS:
             _programs.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Largest and smallest values written with ReLU, which has good lines: max(a, b) = b + relu(a - b)."""
+"""Steps written with others that have good lines: largest values with ReLU, max(a, b) = b + relu(a - b), and powers."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -62,7 +62,8 @@ def _reduce_window_max(params: dict[str, Any], operands: Sequence[Any]) -> Calla
     floor = jnp.min(bounds.lower)
 
     def function(x: Array) -> Array:
-        edges = [(low, high, gap - 1) for (low, high), gap in zip(params["padding"], params["base_dilation"], strict=True)]
+        spread = [gap - 1 for gap in params["base_dilation"]]
+        edges = [(low, high, between) for (low, high), between in zip(params["padding"], spread, strict=True)]
         padded = jax.lax.pad(x, floor, edges)
         sizes, steps, gaps = (params[k] for k in ("window_dimensions", "window_strides", "window_dilation"))
         reach = [(size - 1) * gap for size, gap in zip(sizes, gaps, strict=True)]
@@ -87,6 +88,12 @@ def _upside_down(rewrite: Rewrite) -> Rewrite:
     return of_least
 
 
+def _known_base(params: dict[str, Any], operands: Sequence[Any]) -> Callable[..., Array]:
+    """base^x = exp(x log base) for a positive base."""
+    del params, operands
+    return lambda base, x: jnp.exp(x * jnp.log(base))
+
+
 REWRITES: dict[str, Rewrite] = {
     "max": lambda params, operands: larger,
     "min": _smaller,
@@ -95,4 +102,5 @@ REWRITES: dict[str, Rewrite] = {
     "reduce_min": _upside_down(_reduce_max),
     "reduce_window_max": _reduce_window_max,
     "reduce_window_min": _upside_down(_reduce_window_max),
+    "pow": _known_base,
 }
