@@ -24,14 +24,14 @@ IDENTITIES = {"stop_gradient", "copy", "copy_p", "optimization_barrier"}  # the 
 
 
 class Step(NamedTuple):
-    """`outputs` = primitive(`inputs`): values by number. `source` is the equation it came from, for messages."""
+    """`outputs` = primitive(`inputs`): values by number. `source`: the equation it came from and the calls around it."""
 
     name: str
     primitive: Any
     params: dict[str, Any]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    source: Any = None
+    source: tuple[Any, ...] = ()
 
 
 class FlatProgram(NamedTuple):
@@ -71,7 +71,7 @@ def flatten(closed: ClosedJaxpr) -> FlatProgram:
         known[number] = value
         return number
 
-    def inline(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[int]) -> list[int]:
+    def inline(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[int], calls: tuple[Any, ...]) -> list[int]:
         names = dict(zip(jaxpr.invars, arguments, strict=True))
         names.update((v, constant(c, v.aval)) for v, c in zip(jaxpr.constvars, consts, strict=True))
 
@@ -82,18 +82,18 @@ def flatten(closed: ClosedJaxpr) -> FlatProgram:
             name, inputs = equation.primitive.name, [read(v) for v in equation.invars]
             if name in CALLS:
                 inner = equation.params[CALLS[name]]
-                outputs = inline(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
+                outputs = inline(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, (equation, *calls))
             elif name in IDENTITIES:
                 outputs = inputs
             else:
                 outputs = [fresh(v.aval) for v in equation.outvars]
-                params = dict(equation.params)
-                steps.append(Step(name, equation.primitive, params, tuple(inputs), tuple(outputs), equation))
+                wiring = (tuple(inputs), tuple(outputs))
+                steps.append(Step(name, equation.primitive, dict(equation.params), *wiring, (equation, *calls)))
             names.update(zip(equation.outvars, outputs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
     inputs = [fresh(v.aval) for v in closed.jaxpr.invars]
-    outputs = inline(closed.jaxpr, closed.consts, inputs)
+    outputs = inline(closed.jaxpr, closed.consts, inputs, ())
     return FlatProgram(steps, tuple(inputs), tuple(outputs), known, shapes)
 
 

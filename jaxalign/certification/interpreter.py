@@ -15,6 +15,7 @@ from jaxalign.certification.flat_program import FlatProgram, Step, flatten
 from jaxalign.certification.named_functions import NamedFunction, recognise
 
 Domain = Callable[[Step, list[Any]], list[Any]]
+LIBRARIES = ("/jax/", "/flax/", "/optax/", "/jaxalign/certification/", "/jaxalign/robustness/")  # not the user's code
 EXACT = {name: jax.lax.Precision.HIGHEST for name in ("dot_general", "conv_general_dilated")}
 
 
@@ -74,12 +75,9 @@ def unsupported(step: Step, reason: str = "it has no rule") -> UnsupportedPrimit
 
 def _place(step: Step) -> str:
     """The line of the user's own code that made the step, and the module it stands in."""
-    info = getattr(step.source, "source_info", None)
-    frames = list(getattr(getattr(info, "traceback", None), "frames", ()))
-    ours = ("/jax/", "/flax/", "/jaxalign/certification/", "/jaxalign/robustness/attack_program", "/optax/")
-    mine = [f for f in frames if not any(part in f.file_name for part in ours)]
-    stack = str(getattr(info, "name_stack", ""))
-    shapes = ", ".join(str(v.aval) for v in getattr(step.source, "invars", ()))
-    where = f"{mine[0].file_name}:{mine[0].line_num} in {mine[0].function_name}" if mine else "no source line known"
+    shapes = ", ".join(str(v.aval) for equation in step.source[:1] for v in equation.invars)
+    stack = next((str(e.source_info.name_stack) for e in step.source if str(e.source_info.name_stack)), "")
+    frames = [f for e in step.source for f in getattr(e.source_info.traceback, "frames", ())]
+    mine = next((f for f in frames if not any(part in f.file_name for part in LIBRARIES)), None)
+    where = f"{mine.file_name}:{mine.line_num} in {mine.function_name}" if mine else "no source line known"
     return f"on {shapes}; {where}" + (f"; in {stack}" if stack else "")
-

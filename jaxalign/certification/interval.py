@@ -132,8 +132,7 @@ def _without_nan(bounds: Bounds) -> Bounds:
 def bilinear(step: Step, a: Any, b: Any) -> Bounds:
     """The range of a product step (mul, dot, convolution) of values [...], one of them or both bounded."""
     if step.name == "mul":
-        corners = [bind(step, [x, y])[0] for x in _ends(a) for y in _ends(b)]
-        corners = [jnp.where(jnp.isnan(c), 0.0, c) for c in corners]  # 0 times infinity: the other corners say it
+        corners = [_corner(step, x, y) for x in _ends(a) for y in _ends(b)]
         return Bounds(functools.reduce(jnp.minimum, corners), functools.reduce(jnp.maximum, corners))
     if not isinstance(a, Bounds) or not isinstance(b, Bounds):
         x = a if isinstance(a, Bounds) else b
@@ -146,6 +145,12 @@ def bilinear(step: Step, a: Any, b: Any) -> Bounds:
     middle = bind(step, [ca, cb])[0]
     spread = bind(step, [jnp.abs(ca) + ra, rb])[0] + bind(step, [ra, jnp.abs(cb)])[0]
     return Bounds(middle - spread, middle + spread)
+
+
+def _corner(step: Step, x: Array, y: Array) -> Array:
+    """x y, 0 where one is 0 and the other infinite: only a bound is infinite, no value; NaN of a parameter stays."""
+    product = bind(step, [x, y])[0]
+    return jnp.where(jnp.isnan(product) & ~jnp.isnan(x) & ~jnp.isnan(y), 0, product)
 
 
 def _ends(value: Any) -> tuple[Array, ...]:

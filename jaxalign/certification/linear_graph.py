@@ -159,5 +159,5 @@ def least_over_box(row: Array, bounds: Bounds) -> Array:
     """min over the box of sum(row * x) [S] = row . c - |row| . r for rows [S, ...]: each x at its lower side."""
     flat = row.reshape(len(row), -1)
     lower, upper = bounds.lower.reshape(1, -1), bounds.upper.reshape(1, -1)
-    sides = jnp.where(flat > 0, flat * lower, jnp.where(flat < 0, flat * upper, 0.0))
+    sides = jnp.where(flat > 0, flat * lower, jnp.where(flat < 0, flat * upper, flat * 0))  # NaN stays NaN
     return jnp.sum(sides, axis=1)
