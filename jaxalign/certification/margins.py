@@ -12,7 +12,7 @@ from jaxalign.certification.crown import METHODS, specified_lower_bounds
 from jaxalign.robustness.attack_program import attack_program
 from jaxalign.types import Array
 
-STATIC = ("method", "capacity", "slope_steps", "optimizer")
+STATIC = ("method", "capacity", "sound", "slope_steps", "optimizer")
 
 
 def margin_rows(classes: int, label: Array) -> Array:
@@ -32,6 +32,7 @@ def margin_lower_bounds(
     method: str = "interval",
     bounds: tuple[Any, Any] | None = (0.0, 1.0),
     capacity: int | None = None,
+    sound: bool = False,
     slope_steps: int = 20,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Array:
@@ -40,20 +41,21 @@ def margin_lower_bounds(
     z = apply(x') [B, C]; x has leaves [B, ...], y [B] is the class, epsilon a scalar or [B]. All of a row above 0: no
     such x' is given another class than y. The subtraction is merged into the last linear layers. Methods, from
     fast to tight: "interval" (Gowal et al. 2018), "crown-interval" (CROWN-IBP, Zhang et al. 2020), "crown" (Zhang et
-    al. 2018), "alpha-crown" (Xu et al. 2021; `slope_steps` steps of `optimizer`). `capacity` as in `crown_bounds`;
-    without it every method can be differentiated. Each row is bounded by itself, as `apply` of one row.
+    al. 2018), "alpha-crown" (Xu et al. 2021; `slope_steps` steps of `optimizer`). `capacity` and `sound` as in
+    `crown_bounds`; without `capacity` every method can be differentiated. Each row is bounded by itself, as `apply` of
+    one row.
 
     Called outside a trace it compiles once per (apply object, shapes). Raises ValueError naming a bad argument, and
     UnsupportedPrimitive for a step of `apply` without a rule.
     """
-    _check_method(method)
+    _check_method(method, sound)
 
     def one(row: Any, label: Array, radius: Array) -> Array:
         box = input_box(row, radius, bounds)
         specification = margin_rows(_classes(apply, x), label)
         fn = _single(apply)
-        more = {"steps": slope_steps, "optimizer": optimizer}
-        return specified_lower_bounds(fn, box, specification, method=method, capacity=capacity, **more)
+        more = {"method": method, "capacity": capacity, "sound": sound}
+        return specified_lower_bounds(fn, box, specification, steps=slope_steps, optimizer=optimizer, **more)
 
     return jax.vmap(one)(x, y, jnp.broadcast_to(jnp.asarray(epsilon), y.shape))
 
@@ -69,6 +71,7 @@ def certified_radius(
     bounds: tuple[Any, Any] | None = (0.0, 1.0),
     steps: int = 12,
     capacity: int | None = 128,
+    sound: bool = False,
     slope_steps: int = 20,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Array:
@@ -77,8 +80,8 @@ def certified_radius(
     `steps` halvings leave an error of maximum / 2^steps, on the safe side: the radius returned is itself certified.
     It is -1 where even epsilon 0 is not: the row is misclassified as it is.
     """
-    _check_method(method)
-    more = {"method": method, "bounds": bounds, "capacity": capacity}
+    _check_method(method, sound)
+    more = {"method": method, "bounds": bounds, "capacity": capacity, "sound": sound}
 
     def certified(epsilon: Array) -> Array:
         margins = margin_lower_bounds(apply, x, y, epsilon, slope_steps=slope_steps, optimizer=optimizer, **more)
@@ -107,6 +110,7 @@ def certified_accuracy_curve(
     method: str = "interval",
     bounds: tuple[Any, Any] | None = (0.0, 1.0),
     capacity: int | None = 128,
+    sound: bool = False,
     slope_steps: int = 20,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Array:
@@ -114,8 +118,8 @@ def certified_accuracy_curve(
 
     A row certified at one epsilon is so at every smaller one, whatever the bounds there say.
     """
-    _check_method(method)
-    more = {"method": method, "bounds": bounds, "capacity": capacity}
+    _check_method(method, sound)
+    more = {"method": method, "bounds": bounds, "capacity": capacity, "sound": sound}
 
     def certified(epsilon: Array) -> Array:
         margins = margin_lower_bounds(apply, x, y, epsilon, slope_steps=slope_steps, optimizer=optimizer, **more)
@@ -126,9 +130,11 @@ def certified_accuracy_curve(
     return jnp.any(covers[:, :, None] & found[None], axis=1)
 
 
-def _check_method(method: str) -> None:
+def _check_method(method: str, sound: bool) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if sound and method == "alpha-crown":
+        raise ValueError("sound must be False for method 'alpha-crown', whose slopes have no account of their rounding")
 
 
 def _single(apply: Callable[[Any], Array]) -> Callable[[Any], Array]:
