@@ -183,7 +183,7 @@ def expected_return(mdp: TabularMDP, log_policy: Array, reward: ArrayLike) -> Ar
 def _hard_plan(
     mdp: TabularMDP, reward: Array, tolerance: ArrayLike, horizon: int | None, max_iterations: int
 ) -> Plan:
-    value, q, residual, iterations = _plan(mdp, reward, _max_over_actions, tolerance, horizon, max_iterations)
+    value, q, residual, iterations = _plan(mdp, reward, max_over_actions, tolerance, horizon, max_iterations)
     policy = jax.nn.one_hot(jnp.argmax(q, axis=-1), mdp.num_actions, dtype=q.dtype)
     return Plan(value, q, policy, residual, iterations)
 
@@ -274,18 +274,34 @@ def _plan(
     return value, q, jnp.zeros((), start.dtype), jnp.int32(horizon)
 
 
-def _max_over_actions(q: Array) -> Array:
-    """max_a q[s, a], [S, A] -> [S]; over a few actions column by column, which XLA fuses and vectorises on a CPU."""
+@jax.custom_jvp
+def max_over_actions(q: Array) -> Array:
+    """max_a q[s, a], [S, A] -> [S]; over a few actions column by column, which XLA fuses and vectorises on a CPU.
+
+    Its derivative is that of the first of the best actions, the one `Plan.policy` takes.
+    """
     if q.shape[-1] > MAX_UNROLLED_ACTIONS:
         return jnp.max(q, axis=-1)
     return functools.reduce(jnp.maximum, jnp.unstack(q, axis=-1))
 
 
+@max_over_actions.defjvp
+def _max_over_actions_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (q,), (change,) = primals, tangents
+    # JAX's own rule asks which entries equal the maximum. XLA may compute q anew in each fusion, with a multiply-add in
+    # one and not in another; then of two tied actions both count in full, or none, and the implicit solve diverges.
+    best = jnp.argmax(q, axis=-1)
+    if q.shape[-1] > MAX_UNROLLED_ACTIONS:
+        return max_over_actions(q), jnp.take_along_axis(change, best[:, None], axis=-1)[:, 0]
+    columns = enumerate(jnp.unstack(change, axis=-1))
+    return max_over_actions(q), functools.reduce(jnp.add, [jnp.where(best == a, column, 0.0) for a, column in columns])
+
+
 def _log_sum_exp(q: Array) -> Array:
-    """log sum_a exp(q[s, a]), [S, A] -> [S]; see `_max_over_actions`."""
+    """log sum_a exp(q[s, a]), [S, A] -> [S]; see `max_over_actions`."""
     if q.shape[-1] > MAX_UNROLLED_ACTIONS:
         return jax.nn.logsumexp(q, axis=-1)
-    top = lax.stop_gradient(_max_over_actions(q))
+    top = lax.stop_gradient(max_over_actions(q))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     return top + jnp.log(sum(jnp.exp(column - top) for column in jnp.unstack(q, axis=-1)))
 

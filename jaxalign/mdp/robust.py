@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.mdp.fixed_point import fixed_point
-from jaxalign.mdp.planning import Plan, check_time
+from jaxalign.mdp.planning import Plan, check_time, max_over_actions
 from jaxalign.mdp.tabular import TabularMDP, action_reward
 from jaxalign.mdp.transitions import GridTransition, SparseTransition, sparse_transition
 from jaxalign.mdp.worst_case import LARGEST, Uncertainty, check_number
@@ -61,14 +61,14 @@ def _robust_plan(
     robust_q, start = _robust_backup(mdp, reward, uncertainty)
     if horizon is None:
         found = fixed_point(
-            lambda value: jnp.max(robust_q(value), axis=-1), start, tolerance=tolerance, max_iterations=max_iterations
+            lambda value: max_over_actions(robust_q(value)), start, tolerance=tolerance, max_iterations=max_iterations
         )
         value, q, residual, iterations = found.point, robust_q(found.point), found.residual, found.iterations
     else:
 
         def earlier(value: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
             q = robust_q(value)
-            new = jnp.max(q, axis=-1)
+            new = max_over_actions(q)
             return new, (new, q)
 
         _, (values, q) = lax.scan(earlier, start, None, length=horizon, reverse=True)

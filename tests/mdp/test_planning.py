@@ -1,5 +1,7 @@
 """Planning: hand numbers, limits, NumPy float64 loops over every form, shape and horizon, and implicit gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.test_util import check_grads
 from scipy.special import logsumexp, softmax
 
 from jaxalign.mdp import (
+    Contamination,
     GridTransition,
     SparseTransition,
     TabularMDP,
@@ -15,9 +18,11 @@ from jaxalign.mdp import (
     dense_transition,
     expected_return,
     fixed_point,
+    gridworld,
     occupancy_measure,
     policy_evaluation,
     random_mdp,
+    robust_value_iteration,
     soft_value_iteration,
     value_iteration,
 )
@@ -313,6 +318,26 @@ def test_gradient_to_the_reward_is_the_occupancy(form):
         with np.errstate(divide="ignore"):
             best = occupancy_measure(mdp, jnp.log(hard.policy), **TIGHT)
         np.testing.assert_allclose(gradient, best, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [value_iteration, functools.partial(robust_value_iteration, uncertainty=Contamination(0.1))],
+    ids=["hard", "robust"],
+)
+def test_tied_actions_count_once_in_the_gradient(plan):
+    """1 more reward everywhere is worth 1 / (1 - discount) from each state, whichever of the tied moves are made."""
+    grid = gridworld(2, 2, slip=0.2)
+    gradient = jax.grad(lambda reward: plan(grid, reward).value.sum())
+
+    def after_a_move(reward):  # two gradients in one program, for which XLA computes q anew in several fusions
+        momentum = 1.0 + 0.04 * gradient(reward)
+        reward = reward + 0.08 * momentum
+        return reward, gradient(reward), momentum + 0.04 * gradient(reward)
+
+    rewards = jax.random.normal(jax.random.key(0), (40, 2, 4))
+    _, gradients, _ = jax.lax.map(jax.vmap(after_a_move), rewards)
+    np.testing.assert_allclose(gradients.sum(axis=-1), 4 / (1 - 0.9), rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["dense", "grid"])  # solved and iterated
