@@ -93,7 +93,7 @@ def network_of(name: str) -> Network:
 
 
 def _train(network: Network, epsilon: float) -> dict[str, np.ndarray]:
-    x_train, y_train, x_test, y_test = _images()
+    x_train, y_train, x_test, y_test = images()
     steps = TRAINING_STEPS[data_name()]
     algorithm = adversarial_training(
         network, optax.adam(optax.piecewise_constant_schedule(1e-3, {int(0.75 * steps): 0.2})),
@@ -110,7 +110,7 @@ def _train(network: Network, epsilon: float) -> dict[str, np.ndarray]:
     return {"x": x_test, "y": y_test, **{name: np.asarray(value) for name, value in named.items()}}
 
 
-def _images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     if data_name() == "mnist":
         import os
 
@@ -134,7 +134,7 @@ def run(case: dict[str, Any]) -> Measurement:
     """Images per second."""
     problem = read(case)
     network = network_of(case["network"])
-    params = _nested(problem)
+    params = nested(problem)
     x, y = jnp.asarray(problem.x), jnp.asarray(problem.y)
 
     def quality(x_adv: Any) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _auto_attack(case: dict[str, Any], apply: Any, x: Any, y: Any) -> Any:
     return auto_attack(key, apply, x, y, case["epsilon"], steps=case["steps"], queries=case["queries"]).x_adv
 
 
-def _nested(problem: Problem) -> Any:
+def nested(problem: Problem) -> Any:
     """Weights by path as the nested dictionaries that they were."""
     tree: dict[str, Any] = {}
     for name, value in problem.weights.items():

@@ -15,17 +15,23 @@ VARIABLE = "JAXALIGN_PEER_PYTHON"
 
 
 class Environment(NamedTuple):
-    """What is installed beside torch, in which folder, for the peers of which benchmarks."""
+    """What is installed beside torch, in which folder, for the peers of which benchmarks.
+
+    alone: installed without what they ask for themselves
+    """
 
     folder: str
     packages: tuple[str, ...]
     benchmarks: tuple[str, ...]
+    alone: tuple[str, ...] = ()
 
 
 # imitation holds huggingface_hub and gymnasium at versions that transformers cannot live with.
 ENVIRONMENTS = (
     Environment(".peers", ("transformers", "trl", "peft", "psutil"), ("dpo", "generation", "reward_model")),
     Environment(".peers-attacks", ("foolbox", "torchattacks", "psutil"), ("attacks",)),
+    # auto_LiRPA asks for a torch that has no wheel for today's Python; peer/auto_lirpa_today.py makes it run on ours.
+    Environment(".peers-certify", ("appdirs", "numpy", "psutil", "tqdm"), ("certify",), alone=("auto_LiRPA==0.3",)),
     Environment(".peers-imitation", ("imitation", "psutil"), ("bayesian_irl", "gail", "irl")),
     Environment(".peers-rl", ("rlax", "torchrl", "rejax", "gymnax<1", "stable-baselines3", "psutil"), ("gae", "ppo")),
 )
@@ -75,6 +81,8 @@ def install(environment: Environment) -> pathlib.Path:
         print(f"no {TORCH} at {TORCH_CPU_INDEX}: taking the package index's own build")
         subprocess.run(install_commands(folder, packages, cpu_only=False)[1], check=True)
     subprocess.run(rest, check=True)
+    if environment.alone:
+        subprocess.run([*rest[:4], "--no-deps", *environment.alone], check=True)
     return _python(folder)
 
 

@@ -15,6 +15,7 @@ import jaxalign
 from jaxalign import (
     Algorithm,
     Network,
+    certification,
     environments,
     gradient_algorithm,
     irl,
@@ -284,8 +285,10 @@ def perturbed() -> Case:
     return Case(algorithm, IMAGES)
 
 
+SABR = functools.partial(certification.certified_training, method="sabr", attack_steps=1)
+
 # These are `grpo`, `preference_rl`, `dpo`, `ppo` and `adversarial_imitation` with other choices.
-SLOW = ("rloo", "dr_grpo", "dapo", "score_rl", "simpo", "orpo", "cpo", "recurrent_ppo", "airl", "gail")
+SLOW = ("rloo", "dr_grpo", "dapo", "score_rl", "simpo", "orpo", "cpo", "recurrent_ppo", "airl", "gail", "crown_ibp")
 CASES = {
     "adversarial_training": lambda: classifying(robustness.adversarial_training, attack_steps=2, clean_weight=0.5),
     "trades": lambda: classifying(robustness.trades, epsilon=0.1, steps=2),
@@ -301,6 +304,11 @@ CASES = {
     "group_dro": lambda: classifying(
         robustness.group_dro, num_groups=2, step_size=0.1, groups=jnp.array([0, 1, 1, 0])
     ),
+    "certified_training": lambda: classifying(certification.certified_training, epsilon=0.1, warm_up=0, ramp=2),
+    "crown_ibp": lambda: classifying(
+        certification.certified_training, method="crown-ibp", epsilon=0.1, warm_up=0, ramp=2
+    ),
+    "sabr": lambda: classifying(SABR, epsilon=0.1, warm_up=0, ramp=2),
     "gan": generating,
     "perturbation_generator": perturbing,
     "adversarial_generator_training": perturbed,

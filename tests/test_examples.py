@@ -143,3 +143,14 @@ def test_gan_digits(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     assert "classes covered" in run("gan_digits.py", [("6000, 64, 32, 128, 16, 1500", "20, 32, 8, 16, 4, 20")])
+
+
+@pytest.mark.slow
+def test_smoothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "mean radius" in run("smoothing.py", [('"steps": 1500, "n": 2_000', '"steps": 30, "n": 200')])
+
+
+@pytest.mark.slow
+def test_certify():
+    assert "certified" in run("certify.py")

@@ -24,7 +24,7 @@ IDENTITIES = {"stop_gradient", "copy", "copy_p", "optimization_barrier"}  # the 
 
 
 class Step(NamedTuple):
-    """`outputs` = primitive(`inputs`): values by number. `source`: the equation it came from and the calls around it."""
+    """`outputs` = primitive(`inputs`): values by number. `source`: its equation, the calls around it."""
 
     name: str
     primitive: Any
@@ -82,7 +82,8 @@ def flatten(closed: ClosedJaxpr) -> FlatProgram:
             name, inputs = equation.primitive.name, [read(v) for v in equation.invars]
             if name in CALLS:
                 inner = equation.params[CALLS[name]]
-                outputs = inline(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, (equation, *calls))
+                called = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+                outputs = inline(*called, inputs, (equation, *calls))
             elif name in IDENTITIES:
                 outputs = inputs
             else:

@@ -16,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import tyro
 
     from jaxalign.cli.attack import Attack
+    from jaxalign.cli.certify import Certify
     from jaxalign.cli.dpo import Dpo
     from jaxalign.cli.generate import Generate
     from jaxalign.cli.grpo import Grpo
@@ -29,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from jaxalign.cli.tour import Tour
 
     jobs: dict[str, Any] = {
-        "attack": Attack, "dpo": Dpo, "generate": Generate, "grpo": Grpo, "irl": Irl, "overoptimize": Overoptimize,
-        "ppo": Ppo, "ppo-lm": PpoLm, "reward": Reward, "rlhf": Rlhf, "robust-train": RobustTrain, "tour": Tour,
+        "attack": Attack, "certify": Certify, "dpo": Dpo, "generate": Generate, "grpo": Grpo, "irl": Irl,
+        "overoptimize": Overoptimize, "ppo": Ppo, "ppo-lm": PpoLm, "reward": Reward, "rlhf": Rlhf,
+        "robust-train": RobustTrain, "tour": Tour,
     }  # fmt: skip
     job = tyro.extras.subcommand_cli_from_dict(
         jobs,

@@ -1,5 +1,6 @@
 """What `jaxalign attack` does: load or train a classifier, run every attack at every epsilon, report."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -55,12 +56,19 @@ def _model(options: Attack, console: Console) -> tuple[Images, Description, Para
         description, params, _ = train(plain, images, console)
         save_classifier(plain.out, description, params)
         return images, description, params, [f"A plain classifier, {PLAIN_STEPS} steps without attack."]
-    description, params = load_classifier(options.model)
-    data = options.data or description.data
-    images = load_images(data, held_out=description.held_out, seed=description.seed)
+    return loaded(options.model, options.data)
+
+
+def loaded(model: Path, data: str | None) -> tuple[Images, Description, Params, list[str]]:
+    """The images, `data` or those that the classifier in `model` was trained on, the classifier, and about it.
+
+    Raises FileNotFoundError, and ValueError if the classifier does not take such images.
+    """
+    description, params = load_classifier(model)
+    images = load_images(data or description.data, held_out=description.held_out, seed=description.seed)
     if images.x_test.shape[1:] != description.image or images.num_classes > description.num_classes:
         raise ValueError(
-            f"--model {options.model} takes images {description.image} of {description.num_classes} classes; "
+            f"--model {model} takes images {description.image} of {description.num_classes} classes; "
             f"{images.name} has {images.x_test.shape[1:]} of {images.num_classes}"
         )
     lanes = len(jax.tree.leaves(params)[0])

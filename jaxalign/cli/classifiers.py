@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxalign import Network
 from jaxalign.networks import MLP, ConvNet
+from jaxalign.networks.convolution import convolve
 from jaxalign.runtime.chunks import named_leaves
 from jaxalign.types import Array, Params
 
@@ -41,11 +43,12 @@ class Description:
 
 
 @functools.lru_cache(maxsize=8)  # the same object for the same description, and so one compilation
-def network_of(description: Description) -> Network:
-    """`apply(params, x [B, H, W, C]) -> logits [B, num_classes]`."""
+def network_of(description: Description, convolution: Callable[..., Array] = convolve) -> Network:
+    """`apply(params, x [B, H, W, C]) -> logits [B, num_classes]`; `convolution` as in ConvNet."""
     if description.network == "conv":
         sizes = description.channels, description.hidden
-        convolutional = ConvNet(description.num_classes, *sizes, kernel_size=description.kernel)
+        kernel = description.kernel
+        convolutional = ConvNet(description.num_classes, *sizes, kernel_size=kernel, convolution=convolution)
         return Network.from_linen(convolutional, jnp.zeros((1, *description.image)))
     layers = MLP((*description.hidden, description.num_classes))
     dense = Network.from_linen(layers, jnp.zeros((1, math.prod(description.image))))

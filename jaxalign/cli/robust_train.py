@@ -1,4 +1,4 @@
-"""`jaxalign robust-train`: train a classifier of images against attacks, and measure what it withstands."""
+"""`jaxalign robust-train`: train a classifier of images to withstand changes, and measure what it withstands."""
 
 import dataclasses
 from pathlib import Path
@@ -10,14 +10,15 @@ class RobustTrain:
     """Train a small image classifier on attacked images, and measure it with attacks it has not met.
 
     Ends with accuracy on clean test images and under FGSM, PGD and AutoAttack with intervals, the curve over epsilons,
-    signs of masked gradients, and pictures. The run directory gets report.html, results.json, the network
-    (classifier.npz, which `jaxalign attack --model` takes), metrics, TensorBoard logs and checkpoints. A stopped run
-    goes on with --resume, and skips attacks that are done.
+    signs of masked gradients, and pictures; of ibp, crown-ibp and sabr also the share certified. The run directory gets
+    report.html, results.json, the network (classifier.npz, which `jaxalign attack --model` takes), metrics, TensorBoard
+    logs and checkpoints. A stopped run goes on with --resume, and skips attacks that are done.
 
     Examples:
       jaxalign robust-train
       jaxalign robust-train --method trades --seeds 4
       jaxalign robust-train --data mnist.npz --epsilon 0.3 --steps 5000 --attack-steps 20 --batch-size 100
+      jaxalign robust-train --data mnist.npz --epsilon 0.3 --steps 20000 --method ibp --batch-size 200
     """
 
     data: str = "digits"
@@ -27,20 +28,31 @@ class RobustTrain:
     """The run directory."""
     resume: bool = False
     """Go on with the run in --out."""
-    method: Literal["pgd", "trades", "fast", "free", "plain"] = "pgd"
+    method: Literal["pgd", "trades", "fast", "free", "plain", "ibp", "crown-ibp", "sabr"] = "pgd"
     """Train on PGD's images (pgd), on clean ones with PGD's as a penalty (trades), on single large steps from random
-    starts (fast), on each batch several times with a perturbation that lives on (free), or without attack (plain)."""
+    starts (fast), on each batch several times with a perturbation that lives on (free), or without attack (plain). For
+    certificates: on bounds of the worst case, by intervals (ibp), with the help of linear bounds while epsilon grows
+    (crown-ibp), or by intervals around PGD's images (sabr)."""
     epsilon: float = 0.15
     """How far an attack may move each pixel (with --norm l2, l1: the whole image), where black is 0 and white 1."""
     norm: Literal["linf", "l2", "l1"] = "linf"
     """How that distance is measured."""
     warm_up: float = 0.3
-    """Over this first share of training epsilon grows from 0; from the start at full size small nets may learn nothing
-    but the commonest class."""
+    """Over this share of training epsilon grows from 0; from the start at full size small nets may learn nothing but
+    the commonest class."""
+    natural: float = 0.03
+    """Share of training before epsilon begins to grow (ibp, crown-ibp, sabr)."""
+    train_epsilon: float | None = None
+    """What epsilon grows to where bounds are trained on (ibp, crown-ibp, sabr). Default: 1.1 times --epsilon."""
+    kappa: float = 0.5
+    """Weight of the loss on clean images once epsilon is at its largest (ibp, crown-ibp, sabr)."""
+    sabr_share: float = 0.4
+    """Radius of the box that sabr bounds, as a share of epsilon."""
     attack_steps: int = 10
-    """Steps of the attack in training (pgd, trades)."""
+    """Steps of the attack in training (pgd, trades, sabr)."""
     attack_step_size: float | None = None
-    """Length of an attack's step, in pixel values. Default: 2.5 epsilon / attack-steps; of fast 1.25 epsilon."""
+    """Length of an attack's step, in pixel values. Default: 2.5 epsilon / attack-steps; of fast 1.25 epsilon, of sabr
+    half of it."""
     clean_weight: float = 0.0
     """Share of the loss that clean images have (pgd, fast)."""
     trades_beta: float = 6.0

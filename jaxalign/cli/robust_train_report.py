@@ -21,18 +21,26 @@ from jaxalign.interop.images import Images
 from jaxalign.robustness.evaluation import RobustnessEvaluation
 from jaxalign.runtime.figures import curves
 from jaxalign.runtime.report import Report, estimate
-from jaxalign.statistics import bootstrap_interval
+from jaxalign.runtime.robustness_figures import robustness_curves
+from jaxalign.statistics import bootstrap_interval, wilson_interval
 
 PICTURES, FEWEST_SEEDS = 8, 4
-DRAWN = ("loss", "adversarial_accuracy", "accuracy", "epsilon", "gradient_norm", "divergence")
-UNITS = {"loss": "nats", "epsilon": "input units", "divergence": "nats"}
+DRAWN = (
+    "loss", "natural_loss", "robust_loss", "adversarial_accuracy", "accuracy", "certified_accuracy", "box_accuracy",
+    "epsilon", "kappa", "gradient_norm", "divergence",
+)  # fmt: skip
+UNITS = dict.fromkeys(("loss", "natural_loss", "robust_loss", "divergence"), "nats") | {"epsilon": "input units"}
 
 
 class Measured(NamedTuple):
-    """One network: attacked by FGSM and PGD at every epsilon, and by AutoAttack on fewer images (None: left out)."""
+    """One network: attacked by FGSM and PGD at every epsilon, and by AutoAttack on fewer images (None: left out).
+
+    certified: bool [E, N], which images are proved to be right whatever the change, or None
+    """
 
     attacked: Attacked
     strongest: RobustnessEvaluation | None
+    certified: np.ndarray | None = None
 
 
 def write_report(
@@ -66,7 +74,7 @@ def write_report(
     strongest = measured[0].strongest
     fewer = "" if strongest is None else f"; AutoAttack on {strongest.broken.shape[-1]}"
     report.table(
-        ["seed", "clean", "FGSM", f"PGD-{options.evaluation_steps}", "AutoAttack"],
+        ["seed", "clean", "FGSM", f"PGD-{options.evaluation_steps}", "AutoAttack", "certified"],
         rows,
         caption=f"Share right at epsilon {options.epsilon:g}, with 95% Wilson intervals over images{fewer}. Mean: "
         f"with 95% bootstrap intervals over seeds, from {FEWEST_SEEDS} seeds on.",
@@ -75,19 +83,22 @@ def write_report(
     report.text("## Of the first seed" if len(measured) > 1 else "## Accuracy against epsilon")
     accuracy_table(report, first.evaluation)
     chance = float(np.bincount(first.y).max() / len(first.y))
-    curve(report, options.out, first.evaluation, norm=options.norm, chance=chance)
+    if measured[0].certified is None:
+        curve(report, options.out, first.evaluation, norm=options.norm, chance=chance)
+    else:
+        _certified_curve(report, options, measured[0], chance)
     pictures(report, options.out, first.x, first.y, first.found, first.predicted, count=PICTURES)
     masking_section(report, first.masking)
     report.text("## Training")
     figure = curves(metrics, [name for name in DRAWN if name in metrics], units=UNITS, horizontal="batches")
-    draw(report, figure, options.out / "training.png", "On the batches trained on, attacked as in training.")
+    draw(report, figure, options.out / "training.png", "On the batches trained on, attacked or bounded as in training.")
     report.write(options.out / "report.html")
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return report, results
 
 
 def headline(options: RobustTrain, one: Measured) -> dict[str, list[float] | None]:
-    """[value, low, high] at --epsilon: clean, fgsm, pgd and auto_attack (None where it was left out)."""
+    """[value, low, high] at --epsilon: clean, fgsm, pgd, auto_attack and certified (None where they were left out)."""
     evaluation = one.attacked.evaluation
     place = int(np.argmin(np.abs(evaluation.epsilons - options.epsilon)))
     found: dict[str, list[float] | None] = {
@@ -95,6 +106,7 @@ def headline(options: RobustTrain, one: Measured) -> dict[str, list[float] | Non
     }
     found |= {name: accuracies(evaluation)[name][place].tolist() for name in evaluation.attacks}
     found["auto_attack"] = None if one.strongest is None else accuracies(one.strongest)["auto_attack"][0].tolist()
+    found["certified"] = None if one.certified is None else certified_shares(one.certified)[place].tolist()
     return found
 
 
@@ -115,8 +127,35 @@ def over_seeds(numbers: list[dict[str, list[float] | None]], seed: int) -> dict[
     return dict.fromkeys(numbers[0]) | dict(zip(measured, triples, strict=True))
 
 
-def _curve(one: Measured) -> dict[str, Any]:
+def certified_shares(certified: np.ndarray) -> np.ndarray:
+    """[E, 3]: the share certified of N images, bool [E, N], with its 95% Wilson interval."""
+    found = certified.sum(axis=1)
+    return np.stack([found / certified.shape[1], *wilson_interval(found, certified.shape[1])], axis=-1)
+
+
+def _certified_curve(report: Report, options: RobustTrain, one: Measured, chance: float) -> None:
+    """robustness.png, with the proved share below what attacks leave, and that share as a table."""
     evaluation = one.attacked.evaluation
-    return {"epsilons": evaluation.epsilons.tolist()} | {
-        name: triples.tolist() for name, triples in accuracies(evaluation).items()
-    }
+    figure = robustness_curves(
+        evaluation.epsilons,
+        _triples(one),
+        clean=float(evaluation.clean_accuracy),
+        chance=chance,
+        worst="certified",
+        norm=options.norm,
+    )
+    caption = "Accuracy against epsilon, with 95% Wilson intervals over images. The truth lies between the certified"
+    draw(report, figure, options.out / "robustness.png", f"{caption} share and the lowest of the attacks.")
+    rows = [[f"{e:g}", estimate(*t)] for e, t in zip(evaluation.epsilons, _triples(one)["certified"], strict=True)]
+    report.table(["epsilon", "certified"], rows, caption="Share of images proved right whatever the change.")
+
+
+def _triples(one: Measured) -> dict[str, np.ndarray]:
+    """[E, 3] value, low, high by attack, and certified where that was measured."""
+    found = accuracies(one.attacked.evaluation)
+    return found if one.certified is None else found | {"certified": certified_shares(one.certified)}
+
+
+def _curve(one: Measured) -> dict[str, Any]:
+    epsilons = one.attacked.evaluation.epsilons
+    return {"epsilons": epsilons.tolist()} | {name: triples.tolist() for name, triples in _triples(one).items()}

@@ -14,6 +14,9 @@ from jax.sharding import AxisType
 from rich.console import Console
 
 from jaxalign import Algorithm, Network, gradient_algorithm, replicate
+from jaxalign.certification.certified_training import METHODS as CERTIFIED
+from jaxalign.certification.certified_training import certified_training
+from jaxalign.certification.margins import certified_accuracy_curve
 from jaxalign.cli.attack_report import Attacked
 from jaxalign.cli.classifiers import Classifier, Description, network_of, save_classifier
 from jaxalign.cli.named_attacks import Found, KeptAttacks, evaluate, named_attacks
@@ -35,6 +38,7 @@ from jaxalign.types import Array, Key, Metrics, Params
 PEAKS = {"adam": 2e-3, "sgd": 0.1}
 RISE = 0.05  # share of training over which the learning rate rises
 CURVE = (1 / 3, 2 / 3, 1.0, 4 / 3)  # times epsilon
+MARGIN = 1.1  # times epsilon, the default radius of training on bounds
 MASKING = 200  # images on which masked gradients are looked for
 AT_ONCE = 500  # images attacked side by side
 SPREAD = 1000  # between the orders of two runs, more than a run has seeds
@@ -74,7 +78,7 @@ def train(options: RobustTrain, images: Images, console: Console) -> tuple[Descr
         f"{options.seeds} x {options.network}, {options.method}, {steps:,} batches of {options.batch_size}"
     )
     state, metrics = fit(
-        _lanes(algorithm_of(options, network_of(description), images), options.seeds),
+        _lanes(algorithm_of(options, _network(options, description), images), options.seeds),
         jax.random.key(options.seed),
         _batches(options, images),
         steps=steps,
@@ -95,6 +99,12 @@ def described(options: RobustTrain, images: Images) -> Description:
     )  # fmt: skip
 
 
+def _network(options: RobustTrain, description: Description) -> Network:
+    """The network as the method trains it fastest: see `certified_training`."""
+    alone = options.method in CERTIFIED and options.seeds == 1  # in the loop over seeds XLA's convolutions are slow
+    return network_of(description, jax.lax.conv_general_dilated) if alone else network_of(description)
+
+
 def algorithm_of(options: RobustTrain, network: Network, images: Images) -> Algorithm:
     """The Algorithm that the options ask for."""
     steps, method, norm = options.steps, options.method, options.norm
@@ -103,6 +113,13 @@ def algorithm_of(options: RobustTrain, network: Network, images: Images) -> Algo
     optimizer = optax.adam(rate) if options.optimizer == "adam" else optax.sgd(rate, 0.9, nesterov=True)
     if method == "plain":
         return gradient_algorithm(network, functools.partial(_plain, network), optimizer)
+    if method in CERTIFIED:
+        radius, size = options.train_epsilon or MARGIN * options.epsilon, options.attack_step_size
+        return certified_training(
+            network, optimizer, method=method, epsilon=radius, kappa=options.kappa, warm_up=options.natural * steps,
+            ramp=options.warm_up * steps, share=options.sabr_share, attack_steps=options.attack_steps,
+            attack_step_size=0.5 if size is None else size / radius,
+        )  # fmt: skip
     growing = round(options.warm_up * (steps // options.replays if method == "free" else steps))
     epsilon = optax.linear_schedule(0.0, options.epsilon, growing) if growing else options.epsilon
     size = options.attack_step_size
@@ -133,7 +150,17 @@ def _lanes(algorithm: Algorithm, seeds: int) -> Algorithm:
     devices = math.gcd(jax.device_count(), seeds)
     mesh = jax.make_mesh((devices,), ("sweep",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     copies = replicate(algorithm, seeds, mode=mode, mesh=mesh)
-    return Algorithm(jax.jit(copies.init), copies.step)
+    return Algorithm(jax.jit(copies.init), _alone(algorithm).step if seeds == 1 else copies.step)
+
+
+def _alone(algorithm: Algorithm) -> Algorithm:
+    """One lane [1, ...] without the loop over lanes, in which XLA's convolutions are slow."""
+
+    def step(state: Any, batch: Any) -> tuple[Any, Metrics]:
+        found = algorithm.step(*jax.tree.map(lambda leaf: leaf[0], (state, batch)))
+        return jax.tree.map(lambda leaf: leaf[None], found)
+
+    return Algorithm(algorithm.init, step)
 
 
 def _batches(options: RobustTrain, images: Images) -> Any:
@@ -169,7 +196,21 @@ def _measure_one(
     if few:
         ensemble = named_attacks(("auto_attack",), norm=options.norm, console=console)
         strongest = evaluate(key, classifier, x[:few], y[:few], ensemble, (options.epsilon,), **shared)
-    return Measured(attacked(key, classifier, x, y, evaluation, found, options.epsilon, norm=options.norm), strongest)
+    met = attacked(key, classifier, x, y, evaluation, found, options.epsilon, norm=options.norm)
+    return Measured(met, strongest, certified(options, classifier, x, y))
+
+
+def certified(options: RobustTrain, classifier: Classifier, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+    """[E, B] bool: which images no change up to each epsilon can get wrong; None where bounds were not trained on.
+
+    By the bounds trained on; by CROWN-IBP of "sabr", whose networks intervals bound badly.
+    """
+    if options.method not in CERTIFIED:
+        return None
+    method, epsilons = "crown-interval" if options.method == "sabr" else "interval", jnp.asarray(epsilons_of(options))
+    parts = [slice(i, i + AT_ONCE) for i in range(0, len(x), AT_ONCE)]
+    found = [certified_accuracy_curve(classifier, x[part], y[part], epsilons, method=method) for part in parts]
+    return np.concatenate(found, axis=1)
 
 
 def attacked(
@@ -218,19 +259,22 @@ def _fingerprint(options: RobustTrain, images: Images) -> dict[str, Any]:
 def check(options: RobustTrain) -> None:
     """Raises ValueError naming the option that makes no sense."""
     positive = ("steps", "batch_size", "attack_steps", "seeds", "evaluate", "evaluation_steps", "replays", "kernel")
-    for name in (*positive, "epsilon", "limit", "attack_step_size", "learning_rate", "checkpoint_every"):
+    others = ("epsilon", "train_epsilon", "limit", "attack_step_size", "learning_rate", "checkpoint_every")
+    for name in (*positive, *others):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
     for name in ("auto_attack", "trades_beta", "seed"):
         if not getattr(options, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
-    for name in ("warm_up", "clean_weight"):
+    for name in ("warm_up", "clean_weight", "natural", "kappa", "sabr_share"):
         if not 0 <= getattr(options, name) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} must lie in [0, 1], got {getattr(options, name)}")
     for name in ("epsilons", "channels", "hidden"):
         if any(value <= 0 for value in getattr(options, name)):
             raise ValueError(f"--{name} must be positive, got {getattr(options, name)}")
+    if options.norm != "linf" and options.method in CERTIFIED:
+        raise ValueError(f"--method {options.method} bounds changes of each pixel: it needs --norm linf")
     if options.norm == "l1" and options.auto_attack:
         raise ValueError("AutoAttack has no L1 version: with --norm l1 give --auto-attack 0")
     if options.method == "free" and options.steps < options.replays:

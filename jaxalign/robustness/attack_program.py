@@ -20,7 +20,9 @@ MOST_PROGRAMS = 128  # kept compiled, the least recently used dropped first
 _programs: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
 
-def attack_program(*, static: Sequence[str], one_row: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def attack_program(
+    *, static: Sequence[str], one_row: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate an attack `f([key,] apply, x, y[, epsilon], *, ...)` whose arguments named in `static` are not arrays.
 
     Inside a trace (jit, vmap under jit, scan) the decorated function is `f` itself. Outside one its inputs are checked

@@ -13,8 +13,8 @@ from rich.console import Console
 from jaxalign.cli import robust_train_report, robust_train_run, tour_robustness
 from jaxalign.cli.classifiers import Classifier, load_classifier, network_of
 from jaxalign.cli.robust_train import RobustTrain
-from jaxalign.cli.robust_train_report import Measured, headline, over_seeds
-from jaxalign.cli.robust_train_run import algorithm_of, drawn_for_test, epsilons_of, run, train
+from jaxalign.cli.robust_train_report import Measured, certified_shares, headline, over_seeds
+from jaxalign.cli.robust_train_run import algorithm_of, certified, drawn_for_test, epsilons_of, run, train
 from jaxalign.interop.images import batches, load_images
 from jaxalign.robustness.evaluation import RobustnessEvaluation
 from jaxalign.robustness.gradient_masking import GradientMaskingReport, MaskingSigns
@@ -59,6 +59,7 @@ def test_it_measures_what_it_trained(finished, data):
     results = json.loads((finished / "results.json").read_text())
     assert len(results["seeds"]) == 2
     for seed in results["seeds"]:
+        assert seed["certified"] is None  # nor was this measured
         clean, fgsm, pgd = (seed[name][0] for name in ("clean", "fgsm", "pgd"))
         assert clean >= max(fgsm, pgd)
         assert seed["auto_attack"] is None  # left out, not 0
@@ -102,8 +103,51 @@ def test_a_cut_run_goes_on_to_the_same_network(finished, data, tmp_path, monkeyp
         np.testing.assert_array_equal(a, b)
 
 
+CERTIFIED = SMALL | {"method": "ibp", "seeds": 1, "steps": 40, "epsilon": 0.05, "epsilons": (0.02,)}
+
+
+def test_bounds_are_trained_on_and_certify(data, tmp_path):
+    options, images = RobustTrain(data=data, out=tmp_path, **CERTIFIED), load_images(data)
+    description, params, metrics = train(options, images, QUIET)
+    np.testing.assert_allclose(metrics["epsilon"][[0, 1, 39], 0], [0.0, 0.0, 0.055], atol=1e-7)
+    np.testing.assert_allclose(metrics["kappa"][[0, 1, 39], 0], [1.0, 1.0, 0.5], atol=1e-7)
+    classifier = Classifier(network_of(description), jax.tree.map(lambda leaf: leaf[0], params))
+    found = certified(options, classifier, images.x_test, images.y_test)
+    shares = certified_shares(found)[:, 0]
+    assert 0 < shares[1] <= shares[0] <= (classifier.classes(images.x_test) == images.y_test).mean()
+
+
+@pytest.mark.slow
+def test_a_cut_run_on_bounds_goes_on_and_reports(data, tmp_path, monkeypatch):
+    """One seed, which has no loop over seeds; the masking signs are left to tests/cli/test_attack_job.py."""
+    monkeypatch.setattr(robust_train_report, "PICTURES", 2)
+    monkeypatch.setattr(robust_train_run, "_masking", lambda *arguments: UNSUSPICIOUS)
+    options = RobustTrain(data=data, out=tmp_path / "run", **CERTIFIED)
+    _, whole, _ = train(dataclasses.replace(options, out=tmp_path / "whole"), load_images(data), QUIET)
+
+    def stop(step, state, metrics):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(robust_train_run, "fit", lambda *args, **kw: fit(*args, **kw, callbacks=[stop], chunk=2))
+        with pytest.raises(KeyboardInterrupt):
+            run(options, QUIET)
+    results = run(dataclasses.replace(options, resume=True), QUIET)
+    jax.tree.map(np.testing.assert_array_equal, load_classifier(tmp_path / "run")[1], whole)
+    (seed,) = results["seeds"]
+    assert 0 < seed["certified"][0] <= seed["pgd"][0]
+    assert seed["curve"]["certified"][0][0] >= seed["certified"][0]
+    assert "proved right" in (tmp_path / "run" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
-    ("method", "network"), [("trades", "mlp"), ("fast", "mlp"), ("free", "mlp"), ("plain", "mlp"), ("pgd", "conv")]
+    ("method", "network"),
+    [
+        *((method, "mlp") for method in ("trades", "fast", "free", "plain", "crown-ibp", "sabr")),
+        ("pgd", "conv"),
+        ("ibp", "conv"),
+    ],
 )
 def test_every_method_takes_a_step(data, method, network):
     options = RobustTrain(data=data, method=method, network=network, hidden=(4,), channels=(2,), batch_size=6)
@@ -128,6 +172,9 @@ def test_every_method_takes_a_step(data, method, network):
         ({"clean_weight": 1.5}, r"--clean-weight must lie in \[0, 1\]"),
         ({"epsilons": (0.1, -0.2)}, "--epsilons must be positive"),
         ({"batch_size": 5000}, r"batch_size must be in 1\.\.48"),
+        ({"kappa": 1.5}, r"--kappa must lie in \[0, 1\]"),
+        ({"train_epsilon": 0.0}, "--train-epsilon must be positive"),
+        ({"method": "ibp", "norm": "l2"}, "--method ibp bounds changes of each pixel: it needs --norm linf"),
         ({"method": "free", "steps": 2}, "--steps 2 is less than --replays 4"),
     ],
 )
@@ -168,7 +215,13 @@ def test_the_headline_is_at_epsilon_and_over_seeds_is_their_mean():
     assert two["pgd"] == [pytest.approx(0.65), None, None]  # two say nothing of how far seeds differ
     mean = over_seeds(2 * numbers, 0)
     assert mean["pgd"] == pytest.approx([0.65, 0.6, 0.7])
-    assert list(mean) == ["clean", "fgsm", "pgd", "auto_attack"]
+    assert list(mean) == ["clean", "fgsm", "pgd", "auto_attack", "certified"]
+
+
+def test_the_share_certified_has_its_interval():
+    value, low, high = certified_shares(np.array([[True, True, True, False]]))[0]
+    assert value == 0.75
+    np.testing.assert_allclose([low, high], [0.30064, 0.95442], atol=1e-5)  # Wilson's, of 3 out of 4
 
 
 @pytest.mark.slow
