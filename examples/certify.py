@@ -1,6 +1,6 @@
 """How far can an input move before the answer may change? Proven, for a function that no library has seen.
 
-The function is written out below: a layer norm, attention over six tokens, a GELU, three classes. It is first trained
+The function is written out below: a layer norm, attention over five tokens, a GELU, three classes. It is first trained
 on a toy task (which of three kinds of token is the commonest, seen through noise), then bounded over a box around each
 input: by intervals, which are loose here, and by CROWN's lines, which are not. PGD says how far from the truth they
 are. Run: python examples/certify.py   (about a minute on two cores, nearly all of it compilation)
@@ -15,7 +15,7 @@ from jaxalign.certification.interval import interval_bounds
 from jaxalign.certification.margins import certified_radius, margin_lower_bounds
 from jaxalign.robustness import cross_entropy, pgd
 
-TOKENS, WIDTH, CLASSES, STEPS, EPSILON, MOST = 6, 8, 3, 300, 0.02, 0.2
+TOKENS, WIDTH, CLASSES, STEPS, EPSILON, MOST = 5, 4, 3, 300, 0.01, 0.2
 
 
 def logits(params, tokens):

@@ -66,7 +66,8 @@ def test_a_broken_certifier_is_caught_and_the_example_kept(attack, tmp_path):
 
     broken = 1.5 * radius  # a certifier that claims half as much again
     at_its_edge = pgd(jax.random.key(0), apply, X, Y, broken, steps=20)
-    with pytest.raises(BrokenCertificateError, match=r"3 of 4 rows .*: 0, 1, 2\. Row 1 is certified at 0\.75") as caught:
+    words = r"3 of 4 rows .*: 0, 1, 2\. Row 1 is certified at 0\.75"
+    with pytest.raises(BrokenCertificateError, match=words) as caught:
         check_certificates(tmp_path / "run", radius > 0, at_its_edge, X, Y, broken)
     assert caught.value.rows.tolist() == [0, 1, 2]
     with np.load(caught.value.path) as file:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.cli import main, tour_irl, tour_preferences, tour_rl, tour_rlhf, tour_robustness
+from jaxalign.cli import main, tour_certification, tour_irl, tour_preferences, tour_rl, tour_rlhf, tour_robustness
 from jaxalign.interop import PretrainedUnavailable
 from jaxalign.runtime import curves, estimate
 
@@ -25,6 +25,8 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
 
     for name, small in (("LABELS", {"fgsm": "FGSM"}), ("STEPS", 2), ("EXAMPLES", 8)):
         monkeypatch.setattr(tour_robustness, name, small)
+    for name, small in (("METHODS", {"ibp": "bounds"}), ("STEPS", 2), ("EXAMPLES", 8), ("EPSILONS", (0.1,))):
+        monkeypatch.setattr(tour_certification, name, small)
 
     def unavailable(job, console):
         raise PretrainedUnavailable("no wheel today")
