@@ -87,17 +87,17 @@ def certified_radius(
         margins = margin_lower_bounds(apply, x, y, epsilon, slope_steps=slope_steps, optimizer=optimizer, **more)
         return jnp.all(margins > 0, axis=1)
 
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        sure = certified(middle)
-        return jnp.where(sure, middle, low), jnp.where(sure, high, middle)
+    top = jnp.broadcast_to(jnp.asarray(maximum, jax.tree.leaves(x)[0].dtype), y.shape)
 
-    zero = jnp.zeros(y.shape, jax.tree.leaves(x)[0].dtype)
-    top = jnp.broadcast_to(jnp.asarray(maximum, zero.dtype), y.shape)
-    low, _ = jax.lax.fori_loop(0, steps, halve, (zero, top))
-    found = jnp.where(certified(top), top, low)
-    return jnp.where(certified(zero), found, -1.0)
+    def look(turn: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        """First at 0 and at the maximum, then halfway between what is certified and what is not: one trace of all."""
+        low, high = ends
+        radius = jnp.where(turn == 0, 0.0, jnp.where(turn == 1, top, (low + high) / 2)).astype(top.dtype)
+        sure = certified(radius) & ((turn == 0) | (low >= 0))
+        return jnp.where(sure, radius, low), jnp.where(sure, high, radius)
+
+    low, _ = jax.lax.fori_loop(0, steps + 2, look, (-jnp.ones_like(top), top))
+    return low
 
 
 @attack_program(static=STATIC, one_row=True)

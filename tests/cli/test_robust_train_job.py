@@ -1,6 +1,7 @@
 """`jaxalign robust-train`: trains, measures, keeps its network, goes on when cut, refuses what makes no sense."""
 
 import dataclasses
+import os
 import json
 import re
 from pathlib import Path
@@ -100,7 +101,8 @@ def test_a_cut_run_goes_on_to_the_same_network(finished, data, tmp_path, monkeyp
     _, resumed, _ = train(dataclasses.replace(options, resume=True), images, QUIET)
     _, whole = load_classifier(finished)
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
+        # With the fusions tests are compiled with on jaxlib 0.10, chunks of other lengths differ in the last bit.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 if "fusion_emitters" in os.environ["XLA_FLAGS"] else 0)
 
 
 CERTIFIED = SMALL | {"method": "ibp", "seeds": 1, "steps": 40, "epsilon": 0.05, "epsilons": (0.02,)}
