@@ -1,8 +1,8 @@
 """`jaxalign robust-train`: trains, measures, keeps its network, goes on when cut, refuses what makes no sense."""
 
 import dataclasses
-import os
 import json
+import os
 import re
 from pathlib import Path
 
