@@ -122,7 +122,7 @@ def _softmax_image(lower: Array, upper: Array, *, axis: int) -> tuple[Array, Arr
 
 def _shifted_log_sum(lower: Array, upper: Array, *, axis: Any, keepdims: bool) -> Callable[[Array], Array]:
     """log sum exp x as shift + log sum exp(x - shift), the shift a known array: the centre's largest value."""
-    shift = jnp.max((lower + upper) / 2, axis=axis, keepdims=True)
+    shift = jax.lax.stop_gradient(jnp.max((lower + upper) / 2, axis=axis, keepdims=True))
     outside = shift if keepdims else jnp.squeeze(shift, axis)
     return lambda x: outside + jnp.log(jnp.sum(jnp.exp(x - shift), axis=axis, keepdims=keepdims))
 

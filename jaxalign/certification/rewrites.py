@@ -59,7 +59,7 @@ def _without(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
 def _reduce_window_max(params: dict[str, Any], operands: Sequence[Any]) -> Callable[..., Array]:
     """One strided slice for each place in the window. Padding is a number that no real entry falls below."""
     (bounds,) = operands
-    floor = jnp.min(bounds.lower)
+    floor = jax.lax.stop_gradient(jnp.min(bounds.lower))  # the result does not depend on it
 
     def function(x: Array) -> Array:
         spread = [gap - 1 for gap in params["base_dilation"]]
