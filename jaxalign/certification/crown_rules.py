@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxalign.certification.bounds import Abstract, Bounds
 from jaxalign.certification.crown_rounding import linear_error, lines_error
 from jaxalign.certification.elementwise import elementwise_of
-from jaxalign.certification.flat_program import Step, flatten, trace
-from jaxalign.certification.interpreter import bind, evaluate, known_branch
+from jaxalign.certification.flat_program import Step, trace
+from jaxalign.certification.interpreter import bind, evaluate, known_branch, loop_parts
 from jaxalign.certification.interval import ALL, BILINEAR, INDEXED, MOVES, as_bounds, interval_step, rounded_outward
 from jaxalign.certification.linear_graph import Graph, Node
 from jaxalign.certification.named_functions import NamedFunction
@@ -165,9 +165,9 @@ def _rewritten(graph: Graph, step: Step, function: Callable[..., Array], operand
 
 def _unroll(graph: Graph, step: Step, operands: list[Any]) -> list[Any]:
     """A loop turn by turn: each has lines of its own."""
-    constants, carries = step.params["num_consts"], step.params["num_carry"]
-    body, domain = flatten(step.params["jaxpr"]), functools.partial(crown_step, graph)
-    consts, carry, xs = operands[:constants], operands[constants : constants + carries], operands[constants + carries :]
+    domain = functools.partial(crown_step, graph)
+    body, consts, carry, xs = loop_parts(step, operands)
+    carries = len(carry)
     turns = range(step.params["length"])
     collected = []
     for t in reversed(turns) if step.params["reverse"] else turns:

@@ -54,7 +54,7 @@ def trace_closed(function: Callable[..., Any], *arguments: Any) -> ClosedJaxpr:
     return jax.make_jaxpr(lambda *given: function(*given))(*arguments)
 
 
-def flatten(closed: ClosedJaxpr) -> FlatProgram:
+def flatten(closed: ClosedJaxpr | Jaxpr) -> FlatProgram:
     """A traced program with every call inlined, its values [...] numbered."""
     numbers = itertools.count()
     steps: list[Step] = []
@@ -93,8 +93,9 @@ def flatten(closed: ClosedJaxpr) -> FlatProgram:
             names.update(zip(equation.outvars, outputs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    inputs = [fresh(v.aval) for v in closed.jaxpr.invars]
-    outputs = inline(closed.jaxpr, closed.consts, inputs, ())
+    program = getattr(closed, "jaxpr", closed)
+    inputs = [fresh(v.aval) for v in program.invars]
+    outputs = inline(program, getattr(closed, "consts", ()), inputs, ())
     return FlatProgram(steps, tuple(inputs), tuple(outputs), known, shapes)
 
 

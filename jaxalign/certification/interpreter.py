@@ -65,6 +65,21 @@ def known_branch(step: Step, operands: Sequence[Any]) -> tuple[FlatProgram, list
     return flatten(branches[int(np.clip(index, 0, len(branches) - 1))]), arguments
 
 
+def loop_parts(step: Step, operands: Sequence[Any]) -> tuple[FlatProgram, list[Any], list[Any], list[Any]]:
+    """The body of a `scan` and its operands [...]: constants, first carries, what is scanned over.
+
+    Told apart by their shapes, as JAX 0.10 and 0.11 name the counts differently: what is scanned over, and what is
+    collected, has an axis more outside the body than inside.
+    """
+    body, outside = step.params["jaxpr"], step.source[0]
+    inside = getattr(body, "jaxpr", body)
+    pairs = zip(outside.invars, inside.invars, strict=True)
+    scanned = sum(o.aval.ndim > i.aval.ndim for o, i in pairs)
+    kept = sum(o.aval.ndim == i.aval.ndim for o, i in zip(outside.outvars, inside.outvars, strict=True))
+    first, last = len(operands) - scanned - kept, len(operands) - scanned
+    return flatten(body), list(operands[:first]), list(operands[first:last]), list(operands[last:])
+
+
 def unsupported(step: Step, reason: str = "it has no rule") -> UnsupportedPrimitive:
     """The error for a step on abstract values [...], to be raised."""
     return UnsupportedPrimitive(

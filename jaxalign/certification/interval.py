@@ -12,7 +12,7 @@ from jaxalign.certification.bound_program import bounds_of
 from jaxalign.certification.bounds import Abstract, Bounds
 from jaxalign.certification.elementwise import elementwise_of
 from jaxalign.certification.flat_program import Step, flatten
-from jaxalign.certification.interpreter import bind, evaluate, known_branch, unsupported
+from jaxalign.certification.interpreter import bind, evaluate, known_branch, loop_parts, unsupported
 from jaxalign.types import Array
 
 Widen = Callable[[Step, Sequence[Any], list[Bounds]], list[Bounds]]
@@ -234,16 +234,15 @@ def _select(step: Step, operands: list[Any]) -> list[Bounds]:
 
 def _scan(step: Step, operands: list[Any], domain: Callable[[Step, list[Any]], list[Any]]) -> list[Any]:
     """A loop over bounds. A carry that starts out known becomes bounds if the body makes it so."""
-    constants, carries = step.params["num_consts"], step.params["num_carry"]
-    body = flatten(step.params["jaxpr"])
-    consts, xs = operands[:constants], operands[constants + carries :]
+    body, consts, started, xs = loop_parts(step, operands)
+    carries = len(started)
 
     def turn(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
         found = evaluate(body, [*consts, *carry, *x], domain)
         kept = [as_bounds(v) if isinstance(c, Bounds) else v for v, c in zip(found[:carries], carry, strict=True)]
         return kept, found[carries:]
 
-    carry = [v if isinstance(v, Bounds) else jnp.asarray(v) for v in operands[constants : constants + carries]]
+    carry = [v if isinstance(v, Bounds) else jnp.asarray(v) for v in started]
     first = jax.tree.map(lambda v: v[0], xs)
     while True:
         after, _ = jax.eval_shape(turn, carry, first)
