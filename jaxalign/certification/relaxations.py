@@ -33,7 +33,7 @@ class Elementwise(NamedTuple):
 
 
 def leaky_relu(slope: Any = 0.0) -> Elementwise:
-    """max(x, slope x) for 0 <= slope <= 1; slope 0 is ReLU.
+    """max(x, slope x) of numbers x [...] for a scalar 0 <= slope <= 1; slope 0 is ReLU.
 
     Where the interval holds 0 inside, the upper line is the chord and the lower goes through the origin with a slope
     between `slope` (alpha 0) and 1 (alpha 1); by default the end that leaves the smaller area (Zhang et al. 2018,
