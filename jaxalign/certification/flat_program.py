@@ -20,7 +20,8 @@ CALLS = {  # primitive: the parameter that holds what it calls
     "checkpoint": "jaxpr",
     "remat2": "jaxpr",
 }
-IDENTITIES = {"stop_gradient", "copy", "copy_p", "optimization_barrier"}  # the first has no true derivative: drop it
+# stop_gradient has no true derivative: it is dropped like the others.
+IDENTITIES = {"stop_gradient", "copy", "copy_p", "name", "optimization_barrier"}
 
 
 class Step(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxalign.certification.bounds import Abstract
 from jaxalign.certification.flat_program import FlatProgram, Step, flatten
 from jaxalign.certification.named_functions import NamedFunction, recognise
+from jaxalign.programs import scan_counts
 
 Domain = Callable[[Step, list[Any]], list[Any]]
 LIBRARIES = ("/jax/", "/flax/", "/optax/", "/jaxalign/certification/", "/jaxalign/robustness/")  # not the user's code
@@ -66,18 +67,9 @@ def known_branch(step: Step, operands: Sequence[Any]) -> tuple[FlatProgram, list
 
 
 def loop_parts(step: Step, operands: Sequence[Any]) -> tuple[FlatProgram, list[Any], list[Any], list[Any]]:
-    """The body of a `scan` and its operands [...]: constants, first carries, what is scanned over.
-
-    Told apart by their shapes, as JAX 0.10 and 0.11 name the counts differently: what is scanned over, and what is
-    collected, has an axis more outside the body than inside.
-    """
-    body, outside = step.params["jaxpr"], step.source[0]
-    inside = getattr(body, "jaxpr", body)
-    pairs = zip(outside.invars, inside.invars, strict=True)
-    scanned = sum(o.aval.ndim > i.aval.ndim for o, i in pairs)
-    kept = sum(o.aval.ndim == i.aval.ndim for o, i in zip(outside.outvars, inside.outvars, strict=True))
-    first, last = len(operands) - scanned - kept, len(operands) - scanned
-    return flatten(body), list(operands[:first]), list(operands[first:last]), list(operands[last:])
+    """The body of a `scan` and its operands [...]: constants, first carries, what is scanned over."""
+    first, last = scan_counts(step.source[0])
+    return flatten(step.params["jaxpr"]), list(operands[:first]), list(operands[first:last]), list(operands[last:])
 
 
 def unsupported(step: Step, reason: str = "it has no rule") -> UnsupportedPrimitive:

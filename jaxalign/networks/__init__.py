@@ -11,6 +11,7 @@ from jaxalign.networks.lora import is_adapter, merge_lora
 from jaxalign.networks.mlp import MLP
 from jaxalign.networks.orthogonal_dense import LipschitzMLP, OrthogonalDense
 from jaxalign.networks.recurrent import GRU
+from jaxalign.networks.sites import site
 from jaxalign.networks.spectral_norm import spectral_norm, spectral_normalized
 from jaxalign.networks.transformer import (
     Cache,
@@ -44,6 +45,7 @@ __all__ = [
     "merge_lora",
     "orthogonal",
     "rope_frequencies",
+    "site",
     "spectral_norm",
     "spectral_normalized",
     "transformer",

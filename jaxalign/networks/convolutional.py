@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxalign.networks.convolution import convolve
 from jaxalign.networks.mlp import MLP
+from jaxalign.networks.sites import site
 from jaxalign.types import Array
 
 
@@ -16,6 +17,7 @@ class ConvNet(nn.Module):
     images[B, H, W] or [B, H, W, C] -> outputs[B, num_outputs]. `channels` has one entry per convolution; H and W need
     not be multiples of 2^len(channels) (padding is SAME). `convolution` has the arguments of
     `lax.conv_general_dilated`; the default is the faster one on CPUs, save where bounds go through it in training.
+    Its sites are `conv_0`, `conv_post_0`, ... (each convolution before and after its activation), then the MLP's.
     """
 
     num_outputs: int
@@ -31,10 +33,10 @@ class ConvNet(nn.Module):
             raise ValueError(f"ConvNet: images must be [B, H, W] or [B, H, W, C], got shape {images.shape}")
         x = images if images.ndim == 4 else images[..., None]
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        for features in self.channels:
+        for i, features in enumerate(self.channels):
             conv = nn.Conv(
                 features, (self.kernel_size,) * 2, strides=(2, 2), kernel_init=nn.initializers.he_normal(),
                 dtype=x.dtype, conv_general_dilated=self.convolution,
             )  # fmt: skip
-            x = self.activation(conv(x))
+            x = site(self.activation(site(conv(x), f"conv_{i}")), f"conv_post_{i}")
         return MLP((*self.hidden_sizes, self.num_outputs), self.activation)(x.reshape(x.shape[0], -1))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxalign.algorithm import LanguageModel
 from jaxalign.networks.dense import Dense
+from jaxalign.networks.sites import site
 from jaxalign.types import Array, Params
 
 REMAT = ("none", "dots", "full")
@@ -126,10 +127,10 @@ def _dense(config: TransformerConfig, features: int, name: str, *, use_bias: boo
     )
 
 
-def _attend(q: Array, keys: Array, values: Array, positions: Array) -> Array:
-    """Attention of q[B, T, H, E] at positions[B, T] to keys and values [B, K, S, E] at positions 0 .. S-1.
+def _attend(q: Array, keys: Array, values: Array, visible: Array) -> Array:
+    """Attention of q[B, T, H, E] to keys and values [B, K, S, E] where visible[B or 1, T, S], as [B, T, H, E].
 
-    One [H/K T, E] x [E, S] product per row and key-value head, on the cache as it lies: for a single query
+    One [H/K T, E] x [E, S] product per row and key-value head, on a cache as it lies: for a single query
     `jax.nn.dot_product_attention` first copies keys and values into another order.
     """
     batch, length, heads, size = q.shape
@@ -137,8 +138,9 @@ def _attend(q: Array, keys: Array, values: Array, positions: Array) -> Array:
     q = q.reshape(batch, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     accumulator = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bkgte,bkse->bkgts", q, keys, preferred_element_type=accumulator) / math.sqrt(size)
-    visible = jnp.arange(keys.shape[2])[None, None, :] <= positions[:, :, None]
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
+    pattern = site(weights.reshape(batch, heads, length, -1), "attention_pattern")
+    weights = pattern.reshape(weights.shape).astype(q.dtype)
     out = jnp.einsum("bkgts,bkse->bkgte", weights, values, preferred_element_type=accumulator)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
 
@@ -160,18 +162,23 @@ class Attention(nn.Module):
             y = _dense(c, count * c.head_dim, name, use_bias=c.attention_bias)(x)
             return y.reshape(batch, length, count, c.head_dim)
 
-        q, k, v = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
+        counts = {"q": c.num_heads, "k": c.num_kv_heads, "v": c.num_kv_heads}
+        q, k, v = (site(heads(name, count), f"attention_{name}") for name, count in counts.items())
         frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
+        q, k, v = (a.astype(c.dtype) for a in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
         if cached is None:
-            same = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
-            out = jax.nn.dot_product_attention(*(a.astype(c.dtype) for a in (q, k, v)), mask=same, is_causal=True)
+            visible = jnp.tril(jnp.ones((1, length, length), bool))
+            if segments is not None:
+                visible = visible & (segments[:, :, None] == segments[:, None, :])
         else:
             write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
-            new = (a.swapaxes(1, 2).astype(c.dtype) for a in (k, v))
-            cached = tuple(write(old, a, positions[:, 0]) for old, a in zip(cached, new, strict=True))
-            out = _attend(q.astype(c.dtype), *cached, positions)
-        return _dense(c, c.hidden_size, "o")(out.reshape(batch, length, -1)).astype(x.dtype), cached
+            cached = tuple(write(old, a, positions[:, 0]) for old, a in zip(cached, (k, v), strict=True))
+            k, v = cached
+            visible = jnp.arange(k.shape[2])[None, None, :] <= positions[:, :, None]
+        z = site(_attend(q, k, v, visible), "attention_z")
+        out = _dense(c, c.hidden_size, "o")(z.reshape(batch, length, -1)).astype(x.dtype)
+        return site(out, "attention_out"), cached
 
 
 class SwiGLU(nn.Module):
@@ -182,9 +189,10 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        gate = _dense(c, c.intermediate_size, "gate")(x)
+        gate = site(_dense(c, c.intermediate_size, "gate")(x), "mlp_pre")
         up = _dense(c, c.intermediate_size, "up")(x)
-        return _dense(c, c.hidden_size, "down")(nn.silu(gate) * up)
+        post = site(nn.silu(gate) * up, "mlp_post")
+        return site(_dense(c, c.hidden_size, "down")(post), "mlp_out")
 
 
 class Layer(nn.Module):
@@ -195,11 +203,13 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, positions: Array, segments: Array | None, cached: Any) -> tuple[Array, Any]:
         c = self.config
+        x = site(x, "resid_pre")
         y, cached = Attention(c, name="attention")(
             RMSNorm(c.rms_norm_epsilon, name="attention_norm")(x), positions, segments, cached
         )
-        x = x + y
-        return x + SwiGLU(c, name="mlp")(RMSNorm(c.rms_norm_epsilon, name="mlp_norm")(x)), cached
+        x = site(x + y, "resid_mid")
+        x = x + SwiGLU(c, name="mlp")(RMSNorm(c.rms_norm_epsilon, name="mlp_norm")(x))
+        return site(x, "resid_post"), cached
 
 
 def _scanned_layers(config: TransformerConfig) -> type[nn.Module]:
@@ -219,7 +229,7 @@ def _scanned_layers(config: TransformerConfig) -> type[nn.Module]:
 
 def _embed(config: TransformerConfig, table: Array, tokens: Array) -> Array:
     """The residual stream's beginning [B, T, D], in float32 or better."""
-    return table[tokens].astype(jnp.promote_types(jnp.float32, config.dtype))
+    return site(table[tokens].astype(jnp.promote_types(jnp.float32, config.dtype)), "embedding")
 
 
 class Transformer(nn.Module):
@@ -238,7 +248,7 @@ class Transformer(nn.Module):
     def __call__(self, tokens: Array, positions: Array, segments: Array | None = None) -> Array:
         """Hidden states [B, T, D] after the final norm."""
         x, _ = self.layers(_embed(self.config, self.embedding, tokens), positions, segments, None)
-        return self.final_norm(x)
+        return site(self.final_norm(x), "final_norm")
 
 
 def positions_in(segments: Array) -> Array:
@@ -256,6 +266,11 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     Logits are in float32 or better. Parameters (layers stacked on a leading axis [L]): `embedding` [V, D],
     `layers/attention/{q,k,v,o}/kernel`, `layers/mlp/{gate,up,down}/kernel` ([L, I, O], adapters beside them),
     `layers/{attention_norm,mlp_norm}/scale`, `final_norm/scale`, and `unembedding` [V, D] unless embeddings are tied.
+
+    Sites (see `jaxalign.interpretability.capture`), in every layer: `resid_pre`, `resid_mid`, `resid_post` [B, T, D];
+    `attention_q` [B, T, H, E], `attention_k` and `attention_v` [B, T, K, E] before RoPE, `attention_pattern`
+    [B, H, T, S], `attention_z` [B, T, H, E], `attention_out` [B, T, D]; `mlp_pre` (the gate before silu) and `mlp_post`
+    [B, T, F], `mlp_out` [B, T, D]. Once: `embedding` and `final_norm` [B, T, D].
     """
     module = Transformer(config)
 
@@ -298,7 +313,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         for one, *cached in zip(for_decoding(params)["layers"], cache.keys, cache.values, strict=True):
             x, new = Layer(config).apply({"params": one}, x, positions, None, cached)
             updated.append(new)
-        x = RMSNorm(config.rms_norm_epsilon).apply({"params": params["final_norm"]}, x)
+        x = site(RMSNorm(config.rms_norm_epsilon).apply({"params": params["final_norm"]}, x), "final_norm")
         keys, values = zip(*updated, strict=True)
         return logits_of(params, x), Cache(keys, values, cache.length + tokens.shape[1])
 

@@ -1,0 +1,1 @@
+"""Opening networks up: activations, sparse autoencoders, circuits, attribution, feature visualisation."""
