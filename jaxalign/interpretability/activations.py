@@ -104,10 +104,15 @@ def _captured(program: _Program, wanted: Iterable[str], taps: Taps = NOTHING) ->
     return output, {text: value(*place) for text, place in parsed.items()}
 
 
-def capture_function(fn: Callable[..., Any], wanted: Iterable[str]) -> Callable[..., tuple[Any, dict[str, Array]]]:
-    """`fn` returning (output, {site: value}) as well; what each value is, see `capture`."""
+def capture_function(
+    fn: Callable[..., Any], wanted: Iterable[str], *, keep_names: bool = True
+) -> Callable[..., tuple[Any, dict[str, Array]]]:
+    """`fn` returning (output, {site: value}); what each value [...] is, see `capture`.
+
+    With `keep_names` the result has the sites of `fn`; without, none: for a function that runs `fn` once more.
+    """
     wanted = _names("capture", wanted)
-    return lambda *args: _captured(_trace(fn, *args), wanted)
+    return lambda *args: _captured(_trace(fn, *args), wanted, Taps(keep_names=keep_names))
 
 
 def _names(caller: str, wanted: Iterable[str]) -> tuple[str, ...]:

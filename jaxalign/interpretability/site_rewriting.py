@@ -33,6 +33,7 @@ class Taps(NamedTuple):
     edits: name -> `(x, value) -> x`, at every occurrence
     values: name -> pytree of leaves [occurrences, ...], the edit's second argument
     pick_edits: single occurrence -> `x -> x`
+    keep_names: the result has the same sites again, so that rewriting can be repeated
     """
 
     reads: frozenset[str] = frozenset()
@@ -40,6 +41,7 @@ class Taps(NamedTuple):
     edits: Mapping[str, Callable[[Array, Any], Array]] = {}
     values: Mapping[str, Any] = {}
     pick_edits: Mapping[Occurrence, Callable[[Array], Array]] = {}
+    keep_names: bool = True
 
     def window(self, start: Mapping[str, int], size: Mapping[str, int]) -> "Taps":
         """The taps of a subprogram that begins after `start` occurrences of each name [...] and holds `size`."""
@@ -56,13 +58,13 @@ class Taps(NamedTuple):
             self.edits,
             {n: _slice(v, start[n], start[n] + size[n]) for n, v in self.values.items() if n in size},
             {local(at): edit for at, edit in self.pick_edits.items() if inside(at)},
+            self.keep_names,
         )
 
-    @property
-    def names(self) -> frozenset[str]:
-        """Every site that is touched, whatever its shape [...]."""
+    def touch(self, names: Mapping[str, int]) -> bool:
+        """Whether anything is to be done at one of these sites [...]."""
         single = (name for name, _ in (*self.picks, *self.pick_edits))
-        return self.reads.union(self.edits, single)
+        return bool(names) and (not self.keep_names or not self.reads.union(self.edits, single).isdisjoint(names))
 
 
 class Found(NamedTuple):
@@ -136,7 +138,7 @@ def run(jaxpr: Any, arguments: Sequence[Any], taps: Taps) -> tuple[list[Any], Fo
     picked: dict[Occurrence, Array] = {}
     for equation in program.eqns:
         operands, inside = [read(v) for v in equation.invars], _inside(equation)
-        if inside and taps.names.intersection(inside):
+        if taps.touch(inside):
             outputs, found = _tapped(equation, operands, taps.window(seen, inside))
             for name, x in found.every.items():
                 pieces.setdefault(name, []).append(x)
@@ -171,14 +173,15 @@ def _tapped(equation: Any, operands: list[Any], taps: Taps) -> tuple[list[Any], 
 
 
 def _at_site(name: str, x: Array, taps: Taps) -> tuple[list[Array], Found]:
-    """x[...] after the edits, under its name again, so that rewriting can be repeated."""
+    """x[...] after the edits."""
     here = (name, 0)
     if name in taps.edits:
         value = jax.tree.map(lambda v: v[0], taps.values.get(name))
         x = _edited(name, x, taps.edits[name](x, value))
     if here in taps.pick_edits:
         x = _edited(name, x, taps.pick_edits[here](x))
-    x = site(x, name)
+    if taps.keep_names:
+        x = site(x, name)
     return [x], Found({name: x[None]} if name in taps.reads else {}, {here: x} if here in taps.picks else {})
 
 

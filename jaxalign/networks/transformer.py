@@ -204,12 +204,11 @@ class Layer(nn.Module):
     def __call__(self, x: Array, positions: Array, segments: Array | None, cached: Any) -> tuple[Array, Any]:
         c = self.config
         x = site(x, "resid_pre")
-        y, cached = Attention(c, name="attention")(
-            RMSNorm(c.rms_norm_epsilon, name="attention_norm")(x), positions, segments, cached
-        )
+        normal = site(RMSNorm(c.rms_norm_epsilon, name="attention_norm")(x), "attention_input")
+        y, cached = Attention(c, name="attention")(normal, positions, segments, cached)
         x = site(x + y, "resid_mid")
-        x = x + SwiGLU(c, name="mlp")(RMSNorm(c.rms_norm_epsilon, name="mlp_norm")(x))
-        return site(x, "resid_post"), cached
+        normal = site(RMSNorm(c.rms_norm_epsilon, name="mlp_norm")(x), "mlp_input")
+        return site(x + SwiGLU(c, name="mlp")(normal), "resid_post"), cached
 
 
 def _scanned_layers(config: TransformerConfig) -> type[nn.Module]:
@@ -268,6 +267,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     `layers/{attention_norm,mlp_norm}/scale`, `final_norm/scale`, and `unembedding` [V, D] unless embeddings are tied.
 
     Sites (see `jaxalign.interpretability.capture`), in every layer: `resid_pre`, `resid_mid`, `resid_post` [B, T, D];
+    `attention_input` and `mlp_input` [B, T, D], normalised;
     `attention_q` [B, T, H, E], `attention_k` and `attention_v` [B, T, K, E] before RoPE, `attention_pattern`
     [B, H, T, S], `attention_z` [B, T, H, E], `attention_out` [B, T, D]; `mlp_pre` (the gate before silu) and `mlp_post`
     [B, T, F], `mlp_out` [B, T, D]. Once: `embedding` and `final_norm` [B, T, D].

@@ -57,7 +57,7 @@ def test_sites_lists_names_and_shapes(model):
     assert found["attention_pattern"] == (4, 2, 4, 5, 5)
     assert found["mlp_pre"] == found["mlp_post"] == (4, 2, 5, 12)
     assert found["embedding"] == found["final_norm"] == (2, 5, 8)
-    assert len(found) == 14
+    assert len(found) == 16
 
 
 def test_captured_values_are_the_residual_stream(model, every):
@@ -89,7 +89,8 @@ def test_pattern_is_causal_attention_of_queries_to_keys(every):
     scores = np.einsum("lbthe,lbshe->lbhts", q, k) / 2.0 + np.where(np.tri(5), 0.0, -np.inf)
     expected = np.exp(scores - scores.max(-1, keepdims=True))
     np.testing.assert_allclose(pattern, expected / expected.sum(-1, keepdims=True), rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(z, np.einsum("lbhts,lbshe->lbthe", pattern, np.repeat(v, 2, axis=3)), rtol=1e-4, atol=1e-5)
+    mixed = np.einsum("lbhts,lbshe->lbthe", pattern, np.repeat(v, 2, axis=3))
+    np.testing.assert_allclose(z, mixed, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["attention_z[1]", "resid_mid[0]", "mlp_post[3]", "embedding"])
