@@ -34,6 +34,7 @@ ENVIRONMENTS = (
     Environment(".peers-certify", ("appdirs", "numpy", "psutil", "tqdm"), ("certify",), alone=("auto_LiRPA==0.3",)),
     Environment(".peers-imitation", ("imitation", "psutil"), ("bayesian_irl", "gail", "irl")),
     Environment(".peers-rl", ("rlax", "torchrl", "rejax", "gymnax<1", "stable-baselines3", "psutil"), ("gae", "ppo")),
+    Environment(".peers-sae", ("sae-lens", "psutil"), ("sae", "synth_sae")),
 )
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 DOMAINS = (
-    "certification", "environments", "interop", "irl", "mdp", "networks", "preferences", "rl", "rlhf", "robustness",
-    "runtime", "statistics",
+    "certification", "environments", "interop", "interpretability", "irl", "mdp", "networks", "preferences", "rl",
+    "rlhf", "robustness", "runtime", "statistics",
 )  # fmt: skip
 
 _HOME = {

@@ -17,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from jaxalign.cli.attack import Attack
     from jaxalign.cli.certify import Certify
+    from jaxalign.cli.circuits import Circuits
     from jaxalign.cli.dpo import Dpo
+    from jaxalign.cli.features import Features
     from jaxalign.cli.generate import Generate
     from jaxalign.cli.grpo import Grpo
     from jaxalign.cli.irl import Irl
@@ -27,12 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from jaxalign.cli.reward import Reward
     from jaxalign.cli.rlhf import Rlhf
     from jaxalign.cli.robust_train import RobustTrain
+    from jaxalign.cli.sae import Sae
     from jaxalign.cli.tour import Tour
 
     jobs: dict[str, Any] = {
-        "attack": Attack, "certify": Certify, "dpo": Dpo, "generate": Generate, "grpo": Grpo, "irl": Irl,
-        "overoptimize": Overoptimize, "ppo": Ppo, "ppo-lm": PpoLm, "reward": Reward, "rlhf": Rlhf,
-        "robust-train": RobustTrain, "tour": Tour,
+        "attack": Attack, "certify": Certify, "circuits": Circuits, "dpo": Dpo, "features": Features,
+        "generate": Generate, "grpo": Grpo, "irl": Irl, "overoptimize": Overoptimize, "ppo": Ppo, "ppo-lm": PpoLm,
+        "reward": Reward, "rlhf": Rlhf, "robust-train": RobustTrain, "sae": Sae, "tour": Tour,
     }  # fmt: skip
     job = tyro.extras.subcommand_cli_from_dict(
         jobs,
