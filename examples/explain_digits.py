@@ -4,7 +4,7 @@ A small convolutional network learns scikit-learn's 8x8 digits. Several attribut
 and are checked: integrated gradients by their completeness residual, all by deletion and insertion against random
 orders (95% intervals over digits) and by randomising the weights layer by layer. Then its hidden neurons are ranked,
 described, and ablated against as many random ones. Draws three pictures if matplotlib is installed.
-Run: python examples/explain_digits.py   (half a minute on two cores; needs scikit-learn)
+Run: python examples/explain_digits.py   (about a minute on two cores; needs scikit-learn)
 """
 
 import functools
@@ -27,7 +27,8 @@ from jaxalign.interpretability.attribution import (
 )
 from jaxalign.interpretability.attribution_faithfulness import attribution_faithfulness, cascading_randomization
 from jaxalign.interpretability.grad_cam import grad_cam
-from jaxalign.interpretability.neurons import ablation_effect, describe_neuron, important_neurons, neuron_sentence
+from jaxalign.interpretability.neuron_ablation import ablation_effect
+from jaxalign.interpretability.neurons import describe_neuron, important_neurons, neuron_sentence
 from jaxalign.interpretability.shapley import shapley_sampling
 from jaxalign.networks import ConvNet
 from jaxalign.robustness.attack_losses import cross_entropy
@@ -123,10 +124,10 @@ def ablated(params):
         for n in ranking.order[:3]:
             print("  " + neuron_sentence(describe(site, n), name=f"neuron {n}", classes=NAMES))
         effects[site] = effect = ablate(site, ranking.order)
-        print("  accuracy without the top n, without n random ones, and how much more is lost (points):")
+        print("  accuracy without the top n, without n random ones, how much more is lost (points), p over sets:")
         for i, count in enumerate(effect.counts):
-            excess = estimate(*(100 * effect.accuracy_excess[i]))
-            print(f"    n = {count:2}: {effect.accuracy[i]:.1%}, {effect.random_accuracy[i]:.1%}, {excess}")
+            excess, p = estimate(*(100 * effect.accuracy_excess[i])), effect.p_value[i]
+            print(f"    n = {count:2}: {effect.accuracy[i]:.1%}, {effect.random_accuracy[i]:.1%}, {excess}, {p:.2f}")
     return effects
 
 

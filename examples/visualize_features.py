@@ -5,7 +5,7 @@ A small convolutional network learns scikit-learn's 8x8 digits under noise; pict
 itself and to a second one of another architecture that has never seen the first. Pictures of the last convolution's
 channels are compared with the training digits that activate them most. Draws them if matplotlib is installed.
 Run: python examples/visualize_features.py                      (about half a minute on two cores; needs scikit-learn)
-     python examples/visualize_features.py --images mnist.npz   (a few minutes on two cores)
+     python examples/visualize_features.py --images mnist.npz   (about two minutes on two cores)
 """
 
 import argparse

@@ -18,6 +18,7 @@ from jaxalign.statistics import bootstrap_interval, wilson_interval
 
 DRAWN = 60  # edges, at most, in the drawing
 LISTED = 12
+ENOUGH = 10  # examples: of fewer, a bootstrap interval is too narrow
 INTERVAL = "95% bootstrap intervals over examples"
 Shares = dict[str, np.ndarray]
 PIECES = {"heads": "head", "positions": "position"}
@@ -182,8 +183,8 @@ def _size_section(report: Report, options: Circuits, problem: Problem, found: Fo
     kept = found.circuits[0].sum(axis=(1, 2))
     report.text(
         "## How large\n\nFaithfulness: 1 if a circuit does as well as the network, 0 if no better than the corrupted "
-        "run. Circuits grow from the output by score; the random ones grow alike, by random scores, so they hang "
-        f"together too. On the second half of the examples ({INTERVAL})."
+        "run. Circuits grow from the output by the mean |EAP-IG|; the random ones grow alike, by random scores, so they "
+        f"hang together too. On the second half of the examples ({INTERVAL})."
     )
     curves = {"by score": by_score, f"random (mean of {options.random_circuits})": random}
     figure = faithfulness_curve(found.sizes, curves, chosen=float(found.sizes[found.chosen]))
@@ -269,7 +270,8 @@ def _node_section(report: Report, options: Circuits, problem: Problem, found: Fo
     needed = int(((low > 0) | (high < 0)).sum())
     report.text(
         f"## Node by node\n\nMinimality: {needed} of the circuit's {len(nodes)} nodes change the metric if they alone "
-        f"leave it, told from nothing at 95% on {len(found.minimality)} examples."
+        f"leave it, told from nothing at 95% on {len(found.minimality)} examples"
+        f"{', fewer than a bootstrap is good for' if len(found.minimality) < ENOUGH else ''}."
     )
     order = np.argsort(-np.abs(mean))
     rows = [[nodes[i], estimate(mean[i], low[i], high[i])] for i in order[:LISTED]]

@@ -61,9 +61,7 @@ class Stages:
         half = options.prompts // 2
         self.first, self.second = np.arange(half), np.arange(half, 2 * half)
         self.few = self.first[: options.exact_prompts]
-        self.keys = dict(
-            zip(("random", "edges", "subsets"), jax.random.split(jax.random.key(options.seed), 3), strict=True)
-        )
+        self.key = jax.random.key(options.seed)
 
     def batched(self, name: str, rows: np.ndarray, function: Callable[..., Any]) -> Arrays:
         """`function(params, clean, corrupted, target)` of examples, in batches: arrays [B, ...], or one as VALUES."""
@@ -108,20 +106,23 @@ def find(job: Stages) -> Found:
     patching = {name: _patched(job, name) for name in (SITES if problem.slots else ())}
     scores = job.batched("scores", job.first, functools.partial(_scores, problem, options.steps))
     mean = scores["integrated"].mean(axis=0)
+    # An edge that helps some examples and hurts others matters too: in a mean of signed scores it would cancel.
+    strength = np.abs(scores["integrated"]).mean(axis=0)
     edges = _some_edges(job, mean)
     exact = job.batched("exact", job.few, functools.partial(exact_edge_patching, graph, metric, edges=edges))[VALUES]
 
     sizes = np.array(options.sizes or _doubling(int(graph.allowed.sum())))
-    families = [mean, *jax.random.uniform(job.keys["random"], (options.random_circuits, *mean.shape))]
+    random = np.random.default_rng(options.seed).random((options.random_circuits, *mean.shape))
+    families = [strength, *random]
     circuits = np.stack([circuits_by_score(graph, scores, sizes.tolist()) for scores in families])  # [1 + R, S, U, V]
     curve = values("curve", every, circuits.reshape(-1, *mean.shape)).reshape(-1, *circuits.shape[:2])
     chosen = _smallest_faithful(options, curve[job.first, 0], task, job.first)
     circuit = circuits[0, chosen]
 
-    pruned = _acdc(job, mean, task) if options.acdc_edges else None
+    pruned = _acdc(job, strength, task) if options.acdc_edges else None
     alone = [circuit, graph.allowed & ~circuit, *([] if pruned is None else [pruned])]
     judged = values("judged", job.second, np.stack(alone))
-    subsets = np.concatenate(completeness_circuits(job.keys["subsets"], graph, circuit, subsets=SUBSETS))
+    subsets = np.concatenate(completeness_circuits(job.key, graph, circuit, subsets=SUBSETS))
     complete = values("completeness", job.second, subsets).reshape(-1, 2, SUBSETS)
     few = job.second[: options.exact_prompts]
     minimal = job.batched("minimality", few, functools.partial(node_minimality, graph, metric, keep=circuit))[VALUES]
@@ -161,8 +162,8 @@ def _some_edges(job: Stages, scores: np.ndarray) -> np.ndarray:
     count = min(job.options.exact_edges, len(edges))
     order = edges[np.argsort(-np.abs(scores[edges[:, 0], edges[:, 1]]), kind="stable")]
     strong = (count + 1) // 2
-    drawn = jax.random.choice(job.keys["edges"], len(edges) - strong, (count - strong,), replace=False)
-    return np.concatenate([order[:strong], order[strong:][np.asarray(drawn)]])
+    drawn = np.random.default_rng(job.options.seed).choice(len(edges) - strong, count - strong, replace=False)
+    return np.concatenate([order[:strong], order[strong:][drawn]])
 
 
 def _doubling(most: int) -> list[int]:

@@ -130,9 +130,10 @@ def write_report(
 
 
 def _quality_table(report: Report, found: dict[str, dict[str, Any]]) -> None:
-    names = ("l0", "explained_variance", "loss_recovered", "kl")
+    digits = {"l0": 3, "explained_variance": 3, "loss_recovered": 4, "kl": 3}
     rows = [
-        [name, *(estimate(*f[m]) for m in names), f["cosine_similarity"], f["l2_ratio"]] for name, f in found.items()
+        [name, *(estimate(*f[m], digits=n) for m, n in digits.items()), f["cosine_similarity"], f["l2_ratio"]]
+        for name, f in found.items()
     ]
     losses = next(iter(found.values()))["losses"]
     report.table(

@@ -23,7 +23,15 @@ class Tour:
 
         from rich.console import Console
 
-        from jaxalign.cli import tour_certification, tour_irl, tour_preferences, tour_rl, tour_rlhf, tour_robustness
+        from jaxalign.cli import (
+            tour_certification,
+            tour_interpretability,
+            tour_irl,
+            tour_preferences,
+            tour_rl,
+            tour_rlhf,
+            tour_robustness,
+        )
         from jaxalign.runtime.report import Report
 
         console, began = Console(), time.monotonic()
@@ -32,7 +40,7 @@ class Tour:
         self.out.mkdir(parents=True, exist_ok=True)
         stops = [tour_irl.maximum_entropy, tour_irl.off_switch, tour_rl.balance, tour_rl.side_effects]
         stops += [tour_rlhf.comparisons, tour_rlhf.over_optimisation, tour_robustness.adversarial_training]
-        stops.append(tour_certification.certificates)
+        stops += [tour_certification.certificates, tour_interpretability.superposed_features, tour_interpretability.circuit]
         stops.append(tour_preferences.from_scratch)
         if self.language_model:
             stops.append(tour_preferences.language_model)

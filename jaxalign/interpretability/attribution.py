@@ -110,8 +110,10 @@ def expected_gradients(key: Key, fn: Explained, x: Any, baselines: Any, *, sampl
     Returns attributions in the shapes of x. Raises ValueError naming the shapes if baselines are no rows like x.
     """
     x, baselines = as_arrays(x), as_arrays(baselines)
+    if jax.tree.structure(x) != jax.tree.structure(baselines):
+        raise ValueError(f"baselines are {jax.tree.structure(baselines)}, x is {jax.tree.structure(x)}")
     leaves, rows = jax.tree.leaves(x), jax.tree.leaves(baselines)
-    batch = leaves[0].shape[:1] if rows and rows[0].ndim == leaves[0].ndim else ()
+    batch = leaves[0].shape[:1] if rows[0].ndim == leaves[0].ndim else ()
     for leaf, row in zip(leaves, rows, strict=True):
         if row.shape[1:] != leaf.shape[len(batch) :] or leaf.shape[: len(batch)] != batch:
             raise ValueError(f"expected_gradients: baselines {row.shape} are no rows like x {leaf.shape}")

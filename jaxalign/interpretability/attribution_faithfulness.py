@@ -61,10 +61,10 @@ def deletion_curve(
         attributions: one score per feature, in x's shape or in that of its first axes: scores [B, H, W] replace whole
             pixels of images [B, H, W, C].
         baseline: what takes the features' place, broadcast to x.
-        points: P, into how many equal steps the features are cut.
+        points: into how many equal steps the features are cut; P is this, or the number of features if that is less.
         chunk: how many of these at a time.
 
-    Raises ValueError if attributions are of another shape or P exceeds the number of features and, outside jit, on NaN.
+    Raises ValueError if attributions are of another shape, on points < 1 and, outside jit, on NaN attributions.
     """
     rank = checked_output(fn(x), x).ndim
     return _curve(fn, x, baseline_like(baseline, x), _ranks(attributions, x, rank), points, chunk)
@@ -204,9 +204,9 @@ def _curve(fn: Explained, start: Array, end: Array, ranks: Array, points: int, c
     """fn on the way from start to end, the features of lowest rank first."""
     value = jax.eval_shape(fn, start)
     features = int(np.prod(ranks.shape[len(value.shape) :]))
-    if not 1 <= points <= features:
-        raise ValueError(f"points must be in 1..{features}, the number of features, got {points}")
-    counts = np.round(np.linspace(0, features, points + 1)).astype(np.int32)
+    if points < 1:
+        raise ValueError(f"points must be at least 1, got {points}")
+    counts = np.round(np.linspace(0, features, min(points, features) + 1)).astype(np.int32)
     each = ranks.reshape(ranks.shape + (1,) * (start.ndim - ranks.ndim))
     values = jax.lax.map(lambda n: fn(jnp.where(each < n, end, start)), jnp.asarray(counts), batch_size=chunk)
     values = jnp.moveaxis(values, 0, -1)

@@ -75,7 +75,8 @@ def circuits_by_score(graph: CircuitGraph, scores: Keep, sizes: Sequence[int]) -
     Hanna, Pezzelle and Belinkov 2024 (arXiv 2403.17806), section 3.
 
     Args:
-        scores: [U, V], as `edge_attribution_patching` gives them, averaged over examples.
+        scores: [U, V], as `edge_attribution_patching` gives them, averaged over examples; averages of |score| also
+            find edges that help in some examples and hurt in others.
 
     Raises ValueError for scores of another shape or that are not finite, or a size outside 1 .. number of edges.
     """
@@ -126,6 +127,7 @@ def circuit_values(
         clean, corrupted: inputs of B examples, pairwise of one shape.
         batch_size: circuits computed side by side; None is one after another.
     """
+    check_examples("circuit_values", clean, corrupted)
     other = graph.messages(params, corrupted)
 
     def value(keep: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Neurons inside a network: which ones matter, what each listens to, and what it writes; checked by ablation.
+"""Neurons inside a network: which ones matter, what each listens to, and what it writes.
 
 A neuron is a place on the last axis of a site whose values are [B, ..., N]: a unit of an MLP's "post_0", a channel of a
 convolution's "conv_post_0" (all its places), a unit of a transformer's "mlp_post[3]" (all positions; name one layer).
@@ -20,8 +20,7 @@ from jaxalign.interpretability.attribution import (
     unit_quadrature,
     weighted_sum,
 )
-from jaxalign.statistics import paired_difference_interval
-from jaxalign.types import Array, ArrayLike, Key
+from jaxalign.types import Array, ArrayLike
 
 Apply = Callable[[Any], Array]  # x [B, ...] -> outputs [B, O]
 
@@ -64,7 +63,8 @@ class NeuronProfile(NamedTuple):
     selectivity: scalar (best - rest) / (|best| + |rest|): the largest class mean against the mean of the other class
         means, 1 where it fires for one class alone (Morcos et al. 2018, arXiv:1803.06959, equation 1); NaN if no mean
         differs from 0
-    outputs: [O] mean over the examples where it fires of its contribution to each output, less its mean over outputs
+    outputs: [O] mean over the examples where it fires of its contribution to each output, less its mean over outputs;
+        NaN if it fires for none
     """
 
     activation: Array
@@ -74,25 +74,6 @@ class NeuronProfile(NamedTuple):
     class_means: Array
     selectivity: Array
     outputs: Array
-
-
-class AblationEffect(NamedTuple):
-    """How much worse a classifier is without its top n neurons, and without n random ones, for each of K counts n.
-
-    counts: [K]
-    accuracy: [K] without the top n; random_accuracy: [K] without n random ones
-    log_prob: [K] mean log probability of the label, nats, without the top n; random_log_prob: [K]
-    accuracy_excess, log_prob_excess: [K, 3] how much more is lost with the top n than with random ones, mean over
-        examples and its interval's low and high end
-    """
-
-    counts: Array
-    accuracy: Array
-    random_accuracy: Array
-    log_prob: Array
-    random_log_prob: Array
-    accuracy_excess: Array
-    log_prob_excess: Array
 
 
 def mean_ablation_attributions(fn: Explained, x: Any, sites: Sequence[str]) -> dict[str, Array]:
@@ -150,7 +131,7 @@ def important_neurons(
     """The neurons of each site ranked by mean |attribution| over the examples of x [B, ...].
 
     With a baseline (as in `integrated_gradients`) the attribution is `neuron_conductance`, without one
-    `mean_ablation_attributions`. `ablation_effect` checks the ranking.
+    `mean_ablation_attributions`. `neuron_ablation` checks it.
     """
     if baseline is None:
         attributions = mean_ablation_attributions(fn, x, sites)
@@ -231,78 +212,10 @@ def neuron_sentence(profile: NeuronProfile, *, name: str = "the neuron", classes
     raised, lowered = int(jnp.argmax(outputs)), int(jnp.argmin(outputs))
     return (
         f"{name} fires for {float(profile.firing_rate):.0%} of examples, most for {called(best)} "
-        f"(mean {float(means[best]):.2f}, selectivity {float(profile.selectivity):.2f}); "
-        f"it speaks for {called(raised)} ({float(outputs[raised]):+.2f}) "
-        f"and against {called(lowered)} ({float(outputs[lowered]):+.2f})."
+        f"(mean {float(means[best]):.3g}, selectivity {float(profile.selectivity):.2f}); "
+        f"it speaks for {called(raised)} ({float(outputs[raised]):+.3g}) "
+        f"and against {called(lowered)} ({float(outputs[lowered]):+.3g})."
     )
-
-
-def ablate_neurons(apply: Apply, site: str, ablated: Array, replacement: ArrayLike = 0.0) -> Apply:
-    """`apply` with the neurons where `ablated` [N] is true set to `replacement` (a number or [N]) at every place."""
-    return patch_function(apply, {site: lambda value: _replaced(value, ablated, replacement)})
-
-
-def ablation_effect(
-    key: Key,
-    apply: Apply,
-    x: Any,
-    labels: Array,
-    site: str,
-    order: Array,
-    counts: Sequence[int],
-    *,
-    replacement: ArrayLike | None = None,
-    draws: int = 16,
-    confidence: ArrayLike = 0.95,
-) -> AblationEffect:
-    """Are the neurons that a ranking puts first the ones a classifier needs? Its top n against n random ones.
-
-    Args:
-        x: [B, ...], labels: [B], apply: x -> logits [B, C].
-        order: [N] neurons, the most important first (`NeuronRanking.order`).
-        counts: the n to try, each in 1..N.
-        replacement: what ablated neurons are set to: a number or [N]; None is each neuron's mean over x.
-        draws: random sets for each n.
-        confidence: of the bootstrap intervals over examples, paired: the same examples without the top n neurons and,
-            averaged over the sets, without random ones.
-
-    Raises ValueError on a count outside 1..N.
-    """
-    neurons = order.shape[0]
-    if not all(1 <= n <= neurons for n in counts):
-        raise ValueError(f"ablation_effect: counts must be in 1..{neurons}, the neurons of {site}, got {list(counts)}")
-    if replacement is None:
-        value = capture_function(apply, [site])(x)[1][site]
-        replacement = jnp.mean(value, axis=tuple(range(value.ndim - 1)))
-    rank = jnp.argsort(order)
-
-    def scores(ablated: Array) -> Array:
-        """[2, B]: right or not, and the label's log probability."""
-        logits = ablate_neurons(apply, site, ablated, replacement)(x)
-        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-        return jnp.stack([(jnp.argmax(logits, axis=1) == labels).astype(log_probs.dtype), log_probs])
-
-    draw_key, *interval_keys = jax.random.split(key, 3)
-    random_ranks = jax.vmap(lambda k: jax.random.permutation(k, neurons))(jax.random.split(draw_key, draws))
-    sizes = jnp.asarray(counts, rank.dtype)
-    top = jax.lax.map(lambda n: scores(rank < n), sizes)
-    random = jax.lax.map(lambda n: jnp.mean(jax.lax.map(lambda r: scores(r < n), random_ranks), axis=0), sizes)
-
-    def excess(key: Key, measure: int) -> Array:
-        lost, lost_by_chance = -top[:, measure].T, -random[:, measure].T
-        ends = paired_difference_interval(key, lost, lost_by_chance, confidence=confidence)
-        return jnp.stack([jnp.mean(lost - lost_by_chance, axis=0), *ends], axis=1)
-
-    (accuracy, log_prob), (by_chance, log_prob_by_chance) = (jnp.mean(s, axis=2).T for s in (top, random))
-    excesses = [excess(k, measure) for measure, k in enumerate(interval_keys)]
-    return AblationEffect(sizes, accuracy, by_chance, log_prob, log_prob_by_chance, *excesses)
-
-
-def _replaced(value: Array, ablated: Array, replacement: ArrayLike) -> Array:
-    if ablated.shape != value.shape[-1:]:
-        raise ValueError(f"ablated is {ablated.shape}; the site's value is {value.shape}, its last axis the neurons")
-    ablated, replacement = (jnp.broadcast_to(jnp.asarray(a), value.shape) for a in (ablated, replacement))
-    return jnp.where(ablated, replacement, value)
 
 
 def _activations_and_gradients(fn: Explained, x: Any, sites: Sequence[str]) -> tuple[Any, Any]:

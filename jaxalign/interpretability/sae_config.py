@@ -94,6 +94,9 @@ class SAEConfig:
             raise ValueError(f"SAEConfig: rescale_by_decoder_norm is for {SELECTING}, not for {self.activation!r}")
         if self.l0_penalty == "quadratic" and self.target_l0 is None:
             raise ValueError("SAEConfig: l0_penalty 'quadratic' needs target_l0")
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if isinstance(self.k, np.integer):
+            object.__setattr__(self, "k", int(self.k))
         unit = self.decoder_norm == "unit"
         self._default("k_aux", min(max(self.d_in // 2, 1), self.d_sae))
         self._default("apply_b_dec_to_input", self.d_out is None)

@@ -26,7 +26,7 @@ def resample_dead(key: Key, state: SAEState, x: Any, config: SAEConfig, *, scale
     threshold `initial_threshold`, its optimiser moments 0, and its count begins again.
 
     Args:
-        x: a batch as the algorithm takes it.
+        x: a batch as the algorithm takes it: [B, D], a pair of these, or [B, L, D].
 
     Every shape is static, so this can be jitted, and called in a `cond` every so many steps. With no dead feature the
     state is returned as it was. Where no feature lives, norms are taken as 1.
@@ -107,7 +107,7 @@ def target_l0(
 
     Args:
         config: its `sparsity` is where lambda starts, or stays.
-        target: mean features per row; may be traced, so a sweep of targets is one program.
+        target: scalar [], mean features per row; may be traced, so a sweep of targets is one program.
         rate, damping, decay: of the controller above, per step.
         max_log_change: how far u may go from its start.
         **options: those of `sparse_autoencoder`.

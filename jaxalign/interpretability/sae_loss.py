@@ -71,7 +71,7 @@ def sae_loss(params: Params, state: Any, x: Any, config: SAEConfig) -> tuple[Arr
 def batch_loss(
     params: Params, x: Any, since_fired: Array, step: ArrayLike, config: SAEConfig, *, axis: str | None = None
 ) -> tuple[Array, Metrics, Forward]:
-    """`sae_loss`, and the forward pass it is of; inside `shard_map` `axis` is the mesh axis over which F is divided."""
+    """`sae_loss` with since_fired [F], and the forward pass it is of; `axis` is the mesh axis dividing F, if any."""
     inputs, targets = sides(x, config)
     params = unit_rows(params) if config.decoder_norm == "unit" else params
     norms = decoder_norms(params)
@@ -101,7 +101,7 @@ def batch_loss(
 
 
 def over(axis: str | None, collective: Callable[[Any, str], Any], x: Any) -> Any:
-    """`collective(x, axis)`, or x where nothing is divided."""
+    """`collective(x, axis)` of x [...], or x where nothing is divided."""
     return x if axis is None else collective(x, axis)
 
 
@@ -128,7 +128,7 @@ def _variance(x: Array) -> Array:
 
 
 def unit_rows(params: Params) -> Params:
-    """W_dec scaled to `decoder_norms` 1; through it no gradient goes along a row."""
+    """W_dec [F, ...] scaled to `decoder_norms` 1; through it no gradient goes along a row."""
     w_dec = params["W_dec"]
     norms = jnp.maximum(decoder_norms(params), 1e-8).reshape((-1,) + (1,) * (w_dec.ndim - 1))
     return {**params, "W_dec": w_dec / norms}
@@ -197,14 +197,14 @@ def _by_entries(params: Params, x: Array, targets: Array, norms: Array, config: 
 
 
 def kept_entries(config: SAEConfig) -> int | None:
-    """The most features that "topk" keeps in a row, where that is known before k is."""
+    """The most features of [F] that "topk" keeps in a row, where that is known before k is."""
     if config.activation != "topk":
         return None
     return config.k if isinstance(config.k, int) else config.k_max
 
 
 def uses_entries(config: SAEConfig, rows: int) -> bool:
-    """Whether `_by_entries` is the quicker way: on a CPU, where entries are few among F and the batch is not tiny.
+    """Whether `_by_entries` is the quicker way for [rows, D]: on a CPU, if entries are few among F and rows not.
 
     Measured with benchmarks/sae.py. Accelerators multiply whole matrices faster than they gather.
     """
@@ -281,7 +281,7 @@ def _auxiliary(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def value_if(function: Callable[[Any, Any], Array], wanted: Array, trained: Any, fixed: Any) -> Array:
-    """`function(trained, fixed)`, a scalar, if wanted, else 0; gradients go to `trained` alone.
+    """`function(trained, fixed)`, a scalar [], if wanted, else 0; gradients go to `trained` alone.
 
     The gradient is taken with the value: a `cond` that is differentiated hands on all that its backward pass may need,
     as zeros where it is not wanted.

@@ -58,7 +58,7 @@ def sae_moments(x: ArrayLike, x_hat: ArrayLike, features: ArrayLike) -> SAEMomen
 
 
 def add_moments(one: SAEMoments, other: SAEMoments) -> SAEMoments:
-    """Moments of the rows of both. (Chan, Golub and LeVeque 1979: no difference of large sums is taken.)"""
+    """Moments of the rows of both, [N, D] and [M, D], without a difference of large sums (Chan et al. 1979)."""
     rows = one.rows + other.rows
     share = other.rows / jnp.maximum(rows, 1)
     step = other.mean - one.mean
@@ -69,7 +69,7 @@ def add_moments(one: SAEMoments, other: SAEMoments) -> SAEMoments:
 
 
 def metrics_of(moments: SAEMoments) -> Metrics:
-    """The metrics of `sae_metrics` from moments."""
+    """The metrics of `sae_metrics`, scalars [], from moments."""
     rows, density = moments.rows, moments.fired / moments.rows
     return {
         "l0": moments.fired.sum(dtype=moments.spread.dtype) / rows,

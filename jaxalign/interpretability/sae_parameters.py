@@ -61,7 +61,7 @@ def decoder_norms(params: Params) -> Array:
 
 
 def safe_norms(params: Params) -> Array:
-    """`decoder_norms`, at least 1e-8, to divide by."""
+    """`decoder_norms` [F], at least 1e-8, to divide by."""
     return jnp.maximum(decoder_norms(params), 1e-8)
 
 
@@ -91,7 +91,7 @@ def fold_input_scale(params: Params, scale: ArrayLike, config: SAEConfig) -> Par
 
 
 def fold_decoder_norm(params: Params, config: SAEConfig) -> Params:
-    """The same autoencoder with decoder rows of norm 1, features and encoder taking the norm over.
+    """The same autoencoder with decoder rows [F, D] of norm 1, features and encoder taking the norm over.
 
     W_enc, b_enc (or b_gate and b_mag) and a jumprelu threshold times ||W_dec||, W_dec divided by it. A feature f
     becomes f ||W_dec||, or stays as it is with `rescale_by_decoder_norm`. Raises ValueError where k are selected

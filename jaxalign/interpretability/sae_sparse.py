@@ -134,7 +134,7 @@ pick.defvjp(_pick_forward, _pick_backward)
 
 @jax.custom_vjp
 def combine(values: Array, indices: Array, plan: Plan, w: Array) -> Array:
-    """`gather_rows(values, indices, w)`, with gradients to values and w."""
+    """`gather_rows(values, indices, w)` [B, D], with gradients to values and w."""
     return gather_rows(values, indices, w)
 
 

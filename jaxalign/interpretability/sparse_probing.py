@@ -6,10 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxalign.interpretability.probing import fit_linear_probe
 from jaxalign.statistics import wilson_interval
 from jaxalign.types import Array, ArrayLike, Key
-
-STEPS = tuple(2.0**-i for i in range(8))
 
 
 class SparseProbe(NamedTuple):
@@ -48,41 +47,6 @@ def mean_differences(latents: ArrayLike, labels: ArrayLike) -> Array:
     return jnp.where((counts[0] > 0) & (counts[1] > 0), means[0] - means[1], 0.0)
 
 
-def logistic_regression(
-    x: ArrayLike, labels: ArrayLike, *, l2: ArrayLike = 1e-3, steps: int = 20
-) -> tuple[Array, Array]:
-    """(weights [k], bias) that minimise mean log(1 + exp(-s (x w + b))) + l2 / 2 sum_j (std_j w_j)^2, s = +-1.
-
-    Newton's steps on columns scaled to deviation 1, each shortened to the best of 1, 1/2, ..., 1/128; `x` is [B, k].
-    """
-    x = jnp.asarray(x)
-    sign = jnp.where(jnp.asarray(labels).astype(bool), 1.0, -1.0).astype(x.dtype)
-    mean, std = x.mean(axis=0), x.std(axis=0)
-    std = jnp.where(std > 0, std, 1.0)
-    columns = jnp.concatenate([(x - mean[None]) / std[None], jnp.ones((len(x), 1), x.dtype)], axis=1)
-    penalty = l2 * jnp.append(
-        jnp.ones(x.shape[1], x.dtype), 1e-6
-    )  # the bias is all but free, also if one class is empty
-
-    def loss(w: Array) -> Array:
-        return jnp.mean(jax.nn.softplus(-sign * (columns @ w))) + 0.5 * jnp.sum(penalty * w**2)
-
-    def improve(_: int, w: Array) -> Array:
-        probability = jax.nn.sigmoid(columns @ w)
-        gradient = columns.T @ (probability - (sign + 1) / 2) / len(x) + penalty * w
-        curvature = (probability * (1 - probability))[:, None] * columns
-        hessian = columns.T @ curvature / len(x) + jnp.diag(penalty + 1e-8)
-        direction = jnp.linalg.solve(hessian, gradient)
-        tries = w[None] - jnp.asarray(STEPS, w.dtype)[:, None] * direction[None]
-        values = jax.vmap(loss)(tries)
-        best = jnp.argmin(values)
-        return jnp.where(values[best] < loss(w), tries[best], w)
-
-    w = jax.lax.fori_loop(0, steps, improve, jnp.zeros(x.shape[1] + 1, x.dtype))
-    weights = w[:-1] / std
-    return weights, w[-1] - mean @ weights
-
-
 def sparse_probing(
     key: Key,
     latents: ArrayLike,
@@ -91,9 +55,10 @@ def sparse_probing(
     k: int,
     held_out: float = 0.3,
     l2: ArrayLike = 1e-3,
+    steps: int = 50,
     confidence: ArrayLike = 0.95,
 ) -> SparseProbe:
-    """Choose k latents by |`mean_differences`| on a training part, fit a logistic regression, test on the rest.
+    """Choose k latents by |`mean_differences`| on a training part, fit `fit_linear_probe` on them, test on the rest.
 
     Gurnee et al. 2023 (arXiv:2305.01610); for latents of SAEs, Karvonen et al. 2025 (arXiv:2503.09532). The control
     repeats choice and fit with the labels shuffled over all rows. `vmap` over labels probes many concepts at once.
@@ -103,7 +68,7 @@ def sparse_probing(
         labels: [B] bool, the concept.
         k: how many latents; static.
         held_out: the share of rows to test on, drawn with `key`.
-        l2: see `logistic_regression`.
+        l2, steps: see `fit_linear_probe`.
         confidence: of the interval (low, high).
 
     Raises ValueError if k is not in 1..F or a part would be empty.
@@ -111,6 +76,7 @@ def sparse_probing(
     chex.assert_rank([latents, labels], [2, 1])
     chex.assert_equal_shape_prefix([latents, labels], 1)
     latents, labels = jnp.asarray(latents), jnp.asarray(labels).astype(bool)
+    latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
     rows, width = latents.shape
     tested = round(held_out * rows)
     if not 1 <= k <= width:
@@ -124,12 +90,14 @@ def sparse_probing(
     def probe(labels: Array) -> tuple[Array, Array, Array, Array]:
         learned = labels[order[tested:]]
         _, chosen = jax.lax.top_k(jnp.abs(mean_differences(train, learned)), k)
-        weights, bias = logistic_regression(train[:, chosen], learned, l2=l2)
+        weights, bias = fit_linear_probe(train[:, chosen], learned.astype(jnp.int32), num_classes=2, l2=l2, steps=steps)
+        weights, bias = weights[:, 1] - weights[:, 0], bias[1] - bias[0]
         right = (test[:, chosen] @ weights + bias > 0) == labels[order[:tested]]
         return chosen, weights, bias, right.sum()
 
-    chosen, weights, bias, right = probe(labels)
-    control = probe(jax.random.permutation(control_key, labels))[3]
+    # Both at once, so that the fit is compiled once.
+    both = jax.vmap(probe)(jnp.stack([labels, jax.random.permutation(control_key, labels)]))
+    (chosen, weights, bias, right), control = (leaf[0] for leaf in both), both[3][1]
     low, high = wilson_interval(right, tested, confidence=confidence)
     guess = labels[order[tested:]].mean() > 0.5
     majority = jnp.mean(labels[order[:tested]] == guess)

@@ -113,9 +113,9 @@ def synthetic_features(
     """Draw a world of N features: directions, magnitudes, hierarchy, correlations.
 
     Of a parent's children at most one fires, and none without it. One Gaussian g per family chooses: child c where g
-    lies in the c-th of consecutive intervals of probability q_c = P(c) / P(parent). Since g's row of `factor` is
-    orthogonal to those of its ancestors' Gaussians, it is independent of whether the parent fires, so that
-    P(f_c > 0) = P(f_parent > 0) q_c exactly; between families the Gaussians are correlated by factor factor^T.
+    lies in the c-th of consecutive intervals, of probability q_c. Since g's row of `factor` is orthogonal to those of
+    its ancestors' Gaussians, it is independent of whether the parent fires, so that exactly
+    P(f_c > 0) = P(f_parent > 0) q_c P(magnitude_c > 0); between families Gaussians are correlated by factor factor^T.
     The wanted P are Zipf's by rank. Where a family's sum exceeds `family_share` of its parent's, its members are scaled
     down to that, so that `probability` can lie below `min_probability`.
 

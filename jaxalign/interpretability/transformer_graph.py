@@ -25,7 +25,7 @@ def transformer_graph(config: TransformerConfig, *, position: int | None = None)
         small model's output.
 
     Layers stay a scan. Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
-    Raises ValueError for adapters: merge them first.
+    Raises ValueError for adapters (merge them first), and at the run for inputs of another rank.
     """
     if config.lora_rank:
         raise ValueError("transformer_graph: merge the adapters into their kernels first (lora_rank must be 0)")
@@ -39,7 +39,10 @@ def transformer_graph(config: TransformerConfig, *, position: int | None = None)
     allowed[:, -1] = True
 
     def embed(params: Params, inputs: Array) -> Array:
-        if jnp.issubdtype(inputs.dtype, jnp.floating):
+        floats = jnp.issubdtype(inputs.dtype, jnp.floating)
+        if inputs.ndim != (3 if floats else 2):
+            raise ValueError(f"transformer_graph: needs tokens [B, T] or embeddings [B, T, D], got {inputs.shape}")
+        if floats:
             return inputs
         return params["embedding"][inputs].astype(jnp.promote_types(jnp.float32, config.dtype))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxalign.interpretability.attribution_faithfulness import AttributionFaithfulness, FaithfulnessCurve
-from jaxalign.interpretability.neurons import AblationEffect
+from jaxalign.interpretability.neuron_ablation import AblationEffect
 from jaxalign.runtime.figures import COLOURS, empty_figure
 from jaxalign.runtime.image_grid import image_grid
 from jaxalign.types import ArrayLike

@@ -80,7 +80,7 @@ def score_comparison(exact: ArrayLike, estimates: Mapping[str, ArrayLike], *, un
         axes.set_xlabel(f"exact effect ({unit})")
         axes.set_ylabel("estimate")
         for set_scale in (axes.set_xscale, axes.set_yscale):
-            set_scale("symlog", linthresh=max(1e-6, 0.01 * float(np.abs(x).max())))
+            set_scale("symlog", linthresh=10.0 ** np.floor(np.log10(max(1e-6, 0.1 * float(np.abs(x).max())))))
         axes.tick_params(labelsize=6, rotation=30)
         _finished(figure, axes, "")
     return figure
@@ -97,7 +97,7 @@ def circuit_drawing(graph: CircuitGraph, keep: ArrayLike, scores: ArrayLike, *, 
     if not len(edges):
         raise ValueError("circuit_drawing: the circuit has no edges")
     drawn = _between_nodes(graph, edges, np.asarray(scores, np.float64))
-    places = _places([(a, b) for a, b, _, _ in drawn])
+    places = _places([(a, b) for a, b, _, _ in drawn], _depths(graph))
     widest = max(sum(1 for _, y in places.values() if y == level) for _, level in places.values())
     figure = empty_figure(max(5.0, 1.0 * widest), max(3.0, 0.75 * (1 + max(y for _, y in places.values()))))
     axes = figure.add_subplot()
@@ -119,7 +119,7 @@ def circuit_drawing(graph: CircuitGraph, keep: ArrayLike, scores: ArrayLike, *, 
         if any(p == part for _, _, p, _ in drawn):
             axes.plot([], [], color=colour, label=part)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=7, title="into", title_fontsize=7)
+        axes.legend(frameon=False, fontsize=7, title="into", title_fontsize=7, loc="upper right")
     xs, ys = zip(*places.values(), strict=True)
     axes.set_xlim(min(xs) - 0.6, max(xs) + 0.6)
     axes.set_ylim(-0.5, max(ys) + 0.5)
@@ -142,25 +142,29 @@ def _between_nodes(graph: CircuitGraph, edges: np.ndarray, scores: np.ndarray) -
     return found
 
 
-def _places(edges: list[tuple[str, str]]) -> dict[str, tuple[float, int]]:
-    """(x, level) of each node: above all it hears, and near the middle of them."""
-    level = dict.fromkeys((name for edge in edges for name in edge), 0)
-    for _ in level:
-        before = dict(level)
-        for a, b in edges:
-            level[b] = max(level[b], level[a] + 1)
-        if level == before:
-            break
-    top = max(level.values())
+def _depths(graph: CircuitGraph) -> dict[str, int]:
+    """How many nodes, at most, stand before each source and output in the whole graph: a layer is a row."""
+    depth = np.zeros(len(graph.sources), int)
+    heard = np.zeros(len(graph.readers), int)
+    for v, fed in enumerate(graph.feeds):
+        heard[v] = 1 + depth[graph.allowed[:, v]].max(initial=-1)
+        depth[fed] = np.maximum(depth[fed], heard[v])
+    return dict(zip((*graph.sources, *graph.readers), (*depth.tolist(), *heard.tolist()), strict=True))
+
+
+def _places(edges: list[tuple[str, str]], depth: Mapping[str, int]) -> dict[str, tuple[float, int]]:
+    """(x, row) of each node: rows by depth, in each near the middle of what is heard."""
+    names = list(dict.fromkeys(name for edge in edges for name in edge))
+    rows = {d: row for row, d in enumerate(sorted({depth[name] for name in names}))}
     x: dict[str, float] = {}
-    for height in range(top + 1):
-        row = [name for name in level if level[name] == height]
-        heard = {name: [x[a] for a, b in edges if b == name and a in x] for name in row}
-        row.sort(key=lambda name: float(np.mean(heard[name])) if heard[name] else 0.0)
-        # Every other row is shifted, so that edges over several levels do not run through the boxes between.
-        for i, name in enumerate(row):
-            x[name] = i - (len(row) - 1) / 2 + (0.25 if height % 2 else -0.25)
-    return {name: (x[name], level[name]) for name in level}
+    for d, row in rows.items():
+        here = [name for name in names if depth[name] == d]
+        heard = {name: [x[a] for a, b in edges if b == name and a in x] for name in here}
+        here.sort(key=lambda name: float(np.mean(heard[name])) if heard[name] else 0.0)
+        # Every other row is shifted, so that edges over several rows do not run through the boxes between.
+        for i, name in enumerate(here):
+            x[name] = i - (len(here) - 1) / 2 + (0.25 if row % 2 else -0.25)
+    return {name: (x[name], rows[depth[name]]) for name in names}
 
 
 def _finished(figure: "Figure", axes: Any, title: str) -> "Figure":

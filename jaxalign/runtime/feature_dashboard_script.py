@@ -110,7 +110,7 @@ function label(f, most) {
 function list() {
   byId('list').replaceChildren(...order.slice(0, listed).map(f => {
     const a = element('a', {href: link(f)}, element('span', {class: 'number', text: f}), label(f, 3),
-      element('span', {class: 'quiet', text: often(D.density[f])}));
+      element('span', {class: 'quiet', text: D.density[f] ? often(D.density[f]) : ''}));
     if (f === state.feature) a.setAttribute('aria-current', 'true');
     return element('li', {}, a);
   }));

@@ -34,6 +34,7 @@ def l0_frontier(
     axes.errorbar(x, y[:, 0], yerr=np.abs(y[:, 1:] - y[:, :1]).T, fmt="o", color=COLOURS[0], capsize=3, markersize=4)
     for name, at, value in zip(names, x, y[:, 0], strict=True):
         axes.annotate(name, (at, value), textcoords="offset points", xytext=(6, -10), fontsize=7)
+    axes.margins(x=0.12)  # room for the last name
     axes.set_xlabel("L0 (features a token)")
     axes.set_ylabel(label)
     _finish(axes, title)
@@ -63,7 +64,8 @@ def density_histogram(densities: Mapping[str, ArrayLike], *, title: str = "") ->
         axes.hist(np.log10(x[x > 0]), bins, histtype="step", color=colour, linestyle=style, label=shown)
     axes.set_xlabel("log10 of the share of tokens on which a feature fires")
     axes.set_ylabel("features")
-    axes.legend(frameon=False, fontsize=7)
+    axes.margins(y=0.35)  # room for the legend
+    axes.legend(frameon=False, fontsize=7, loc="upper left")
     _finish(axes, title)
     return figure
 

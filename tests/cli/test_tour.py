@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.cli import main, tour_certification, tour_irl, tour_preferences, tour_rl, tour_rlhf, tour_robustness
+from jaxalign.cli import (
+    main,
+    tour_certification,
+    tour_interpretability,
+    tour_irl,
+    tour_preferences,
+    tour_rl,
+    tour_rlhf,
+    tour_robustness,
+)
 from jaxalign.interop import PretrainedUnavailable
 from jaxalign.runtime import curves, estimate
 
@@ -28,6 +37,9 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     for name, small in (("METHODS", {"ibp": "bounds"}), ("STEPS", 2), ("EXAMPLES", 8), ("EPSILONS", (0.1,))):
         monkeypatch.setattr(tour_certification, name, small)
 
+    for name, small in (("KS", (2,)), ("STEPS", 2), ("SEEDS", 2), ("SAMPLES", 2048)):
+        monkeypatch.setattr(tour_interpretability, name, small)
+
     def unavailable(job, console):
         raise PretrainedUnavailable("no wheel today")
 
@@ -43,6 +55,11 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     def studied(setting, key, *, ns, **options):  # tests/rlhf/test_overoptimization.py does
         return Curved(jnp.ones((1, len(ns))), jnp.ones((1, len(ns))))
 
+    def opened(job, console):  # tests/cli/test_circuits_job.py does
+        found = {"edges": 14, "of_edges": 416, "nodes": ["input 3", "neuron 0.1"], "faithfulness": [0.97, 0.96, 0.98]}
+        return {"circuit": {**found, "rest": [0.01, 0.0, 0.02]}, "acdc": found}
+
+    monkeypatch.setattr(tour_interpretability, "run_circuits", opened)
     monkeypatch.setattr(tour_rlhf, "run_rlhf", compared)
     monkeypatch.setattr(tour_rlhf, "over_optimization", studied)
     monkeypatch.setattr(tour_preferences, "run_dpo", unavailable)
@@ -57,6 +74,8 @@ def test_the_tour_ends_with_a_page(tmp_path, monkeypatch, capsys):
     assert estimate(0.5, 0.25, 0.75) in page.replace("&nbsp;", " ")
     assert "4,096" in page
     assert "trained on attacked images" in page
+    assert "untrained" in page
+    assert estimate(0.97, 0.96, 0.98) in page.replace("&nbsp;", " ")
     assert "DPO of a small transformer from scratch" in page
     assert "Not measured: no wheel today" in page
 

@@ -30,7 +30,7 @@ def test_curves_of_a_linear_function_by_hand():
     ones = np.ones(4, np.float32)
     deleted, inserted, halves = jax.jit(
         lambda x: (
-            deletion_curve(linear, x[None], W[None], 0.0, points=4),
+            deletion_curve(linear, x[None], W[None], 0.0),
             insertion_curve(linear, x, W, 0.0, points=4, chunk=2),
             deletion_curve(linear, x, W, 0.0, points=2),
         )
@@ -120,7 +120,7 @@ def test_rank_correlation_with_ties_is_scipys():
     ("call", "message"),
     [
         (lambda: deletion_curve(linear, np.ones((2, 4)), np.ones((2, 3)), 0.0), r"attributions \(2, 3\)"),
-        (lambda: deletion_curve(linear, np.ones((2, 4)), np.ones((2, 4)), 0.0, points=5), r"points must be in 1..4"),
+        (lambda: deletion_curve(linear, np.ones((2, 4)), np.ones((2, 4)), 0.0, points=0), "points must be at least 1"),
         (lambda: attribution_faithfulness(KEY, linear, np.ones(4), W, 0.0), "intervals are over examples"),
         (lambda: insertion_curve(linear, np.ones(4), W * np.nan, 0.0), "attributions have NaN"),
         (lambda: infidelity(KEY, linear, np.ones((2, 4)), W, sigma=1.0), "the shape of x"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxalign.interpretability.attribution_faithfulness import AttributionFaithfulness, FaithfulnessCurve
-from jaxalign.interpretability.neurons import AblationEffect
+from jaxalign.interpretability.neuron_ablation import AblationEffect
 from jaxalign.runtime.attribution_figures import ablation_figure, attribution_grid, faithfulness_figure
 
 pytest.importorskip("matplotlib")
@@ -40,8 +40,9 @@ def test_faithfulness_shows_both_curves_and_gains_by_method():
 def test_ablation_has_a_panel_for_each_site():
     excess = np.array([[0.1, 0.0, 0.2], [0.3, 0.2, 0.4]])
     effect = AblationEffect(
-        np.array([1, 4]), np.array([0.8, 0.5]), np.array([0.9, 0.8]), np.zeros(2), np.zeros(2), excess, excess
-    )
+        np.array([1, 4]), np.array([0.8, 0.5]), np.array([0.9, 0.8]), np.zeros(2), np.zeros(2), excess, excess,
+        np.array([0.1, 0.2]),
+    )  # fmt: skip
     figure = ablation_figure({"post_0": effect, "post_1": effect})
     assert [axes.get_title() for axes in figure.axes] == ["post_0", "post_1"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [0.8, 0.5])

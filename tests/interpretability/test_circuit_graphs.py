@@ -62,14 +62,14 @@ def tiny():
     return network, graph, params, clean, corrupted, everything(params, clean, corrupted)
 
 
-def close(found, expected):
+def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
 
 
 def test_transformer_runs_are_the_network(tiny):
     found = tiny[-1]
-    close(found["runs"]["nothing"], found["clean"][0])
-    close(found["runs"]["everything"], found["corrupted"][0])
+    assert_close(found["runs"]["nothing"], found["clean"][0])
+    assert_close(found["runs"]["everything"], found["corrupted"][0])
     assert np.abs(found["clean"][0] - found["corrupted"][0]).max() > 0.1
 
 
@@ -92,15 +92,15 @@ def test_messages_add_up_to_the_residual_stream(tiny):
     messages, inside = tiny[-1]["messages"], tiny[-1]["clean"][1]
     each = CONFIG.num_heads + 1
     for layer in range(2):
-        close(messages[: 1 + (layer + 1) * each].sum(axis=0), inside["resid_post"][layer])
-        close(messages[(layer + 1) * each], inside["mlp_out"][layer])
+        assert_close(messages[: 1 + (layer + 1) * each].sum(axis=0), inside["resid_post"][layer])
+        assert_close(messages[(layer + 1) * each], inside["mlp_out"][layer])
 
 
 def test_patching_a_whole_head_is_patching_its_z(tiny):
     network, _, params, clean, _, found = tiny
     theirs = found["corrupted"][1]["attention_z"][0]
     swapped = patch(network, {"attention_z[0]": lambda x: x.at[:, :, 2].set(theirs[:, :, 2])})
-    close(found["runs"]["a head"], jax.jit(swapped.apply)(params, clean))
+    assert_close(found["runs"]["a head"], jax.jit(swapped.apply)(params, clean))
 
 
 def test_a_cut_edge_reaches_its_reader_alone(tiny):
@@ -113,7 +113,7 @@ def test_a_cut_edge_reaches_its_reader_alone(tiny):
     gate, up = (normal @ weights["mlp"][name]["kernel"] for name in ("gate", "up"))
     written = jnp.asarray((gate / (1 + np.exp(-gate)) * up) @ weights["mlp"]["down"]["kernel"], jnp.float32)
     moved = patch(network, {"mlp_out[0]": lambda x: written})
-    close(found["runs"]["an edge"], jax.jit(moved.apply)(params, clean))
+    assert_close(found["runs"]["an edge"], jax.jit(moved.apply)(params, clean))
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,8 @@ def test_the_transformer_graph_names_what_it_has(tiny):
     assert feeds["logits"] == []
     into = {v: graph.allowed[:, i].sum() for i, v in enumerate(graph.readers)}
     assert (into["head 0.0 q"], into["mlp 0"], into["head 1.0 v"], into["mlp 1"], into["logits"]) == (1, 5, 6, 10, 11)
+    with pytest.raises(ValueError, match=r"tokens \[B, T\]"):
+        graph.messages(tiny[2], jnp.zeros(5, jnp.int32))
     with pytest.raises(ValueError, match="merge the adapters"):
         transformer_graph(dataclasses.replace(CONFIG, lora_rank=2))
 

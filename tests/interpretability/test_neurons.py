@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from jaxalign.algorithm import Network
+from jaxalign.interpretability.neuron_ablation import ablate_neurons, ablation_effect
 from jaxalign.interpretability.neurons import (
-    ablate_neurons,
-    ablation_effect,
     describe_neuron,
     gradient_times_activation,
     important_neurons,
@@ -85,8 +84,8 @@ def test_a_profile_says_what_a_neuron_responds_to_and_writes():
     np.testing.assert_allclose(profiles.selectivity[2], 0, atol=1e-6)
     sentence = neuron_sentence(both, name="hidden 0", classes=("same", "different", "other"))
     assert sentence == (
-        "hidden 0 fires for 25% of examples, most for same (mean 0.50, selectivity 1.00); "
-        "it speaks for same (+2.00) and against different (-2.00)."
+        "hidden 0 fires for 25% of examples, most for same (mean 0.5, selectivity 1.00); "
+        "it speaks for same (+2) and against different (-2)."
     )
     assert neuron_sentence(silent) == "the neuron fires for none of 32 examples."
 
@@ -111,6 +110,9 @@ def test_ablation_by_hand_and_the_important_neurons_are_the_needed_ones():
     np.testing.assert_allclose(effect.log_prob_excess[:, 0], effect.random_log_prob - effect.log_prob, atol=1e-5)
     np.testing.assert_allclose(effect.log_prob[2], jax.nn.log_softmax(B_OUT).mean(), rtol=1e-5)
     useless = run(np.array([3, 1, 0, 2], np.int32))
+    # No set loses less than nothing, and there is one set of all four.
+    np.testing.assert_allclose(useless.p_value[::2], [1, 1])
+    assert effect.p_value[0] < 0.8
     np.testing.assert_allclose(useless.accuracy[:2], [1, 1])
     assert useless.accuracy_excess[0, 2] < 0
 

@@ -48,7 +48,7 @@ def effects(small):
         patched = {name: patch(network, edit).apply(params, inputs) for name, edit in by_hand.items()}
         return {
             "change": after - before,
-            "positions": activation_patching(*problem, "resid_post", batch_size=4),
+            "positions": activation_patching(*problem, "resid_post"),
             "heads": activation_patching(*problem, "attention_z", axes=(1, 2)),
             "last heads": activation_patching(*problem, "attention_z[1]", axes=(2,)),
             "estimates": attribution_patching(*problem, "attention_z", axes=(2,)),

@@ -88,7 +88,12 @@ def reference(params, x, since_fired, config):
 
 @pytest.mark.parametrize(
     ("activation", "shape"),
-    [*((a, "autoencoder") for a in ACTIVATIONS), ("topk", "transcoder"), ("relu", "crosscoder"), ("gated", "transcoder")],
+    [
+        *((a, "autoencoder") for a in ACTIVATIONS),
+        ("topk", "transcoder"),
+        ("relu", "crosscoder"),
+        ("gated", "transcoder"),
+    ],
 )
 def test_matches_numpy_in_float64(activation, shape):
     with jax.enable_x64(True):
@@ -109,7 +114,11 @@ def test_matches_numpy_in_float64(activation, shape):
 def test_crosscoder_of_one_layer_is_an_autoencoder():
     single, cross = config_of("matryoshka"), config_of("matryoshka", layers=1)
     params, x, since = problem(single)
-    lifted = params | {"W_enc": params["W_enc"][None], "W_dec": params["W_dec"][:, None], "b_dec": params["b_dec"][None]}
+    lifted = params | {
+        "W_enc": params["W_enc"][None],
+        "W_dec": params["W_dec"][:, None],
+        "b_dec": params["b_dec"][None],
+    }
     loss = jax.jit(lambda p, x, config: sae_loss(p, state_of(p, since), x, config)[0], static_argnums=2)
     value, other = loss(params, x, single), loss(lifted, x[:, None], cross)
     np.testing.assert_allclose(value, other, rtol=1e-6)
@@ -201,7 +210,10 @@ def test_other_l0_penalties():
     f = sae_encode(params, x, config)
     norms = np.linalg.norm(params["W_dec"], axis=1)
     counts = (np.asarray(f) > 0).sum(axis=1)
-    wanted = {"tanh": np.tanh(4.0 * f * norms[None]).sum(axis=1).mean(), "quadratic": (2 / 3 * (counts - 3) ** 2).mean()}
+    wanted = {
+        "tanh": np.tanh(4.0 * f * norms[None]).sum(axis=1).mean(),
+        "quadratic": (2 / 3 * (counts - 3) ** 2).mean(),
+    }
     for penalty, expected in wanted.items():
         here = dataclasses.replace(config, l0_penalty=penalty, target_l0=3, sparsity=1.0)
         _, metrics = sae_loss(params, state_of(params, since), x, here)

@@ -136,6 +136,9 @@ def test_vmap_over_worlds_and_bad_sizes():
     x, f = run(jax.random.split(jax.random.key(0), 2), jax.random.split(jax.random.key(1), 2))
     assert x.shape == (2, 5, 4)
     assert f.shape == (2, 5, 9)
+    loose = functools.partial(synthetic_features, num_features=5, dim=3, roots=2, branching=2, depth=0, rank=1)
+    x, f = jax.eval_shape(lambda key: sample_features(loose(key), key, 4), jax.random.key(0))
+    assert (x.shape, f.shape) == ((4, 3), (4, 5))
     with pytest.raises(ValueError, match="1 trees have 15 features, num_features is 9"):
         synthetic_features(jax.random.key(0), num_features=9, dim=4, roots=1, branching=2, depth=3)
     with pytest.raises(ValueError, match="rank must exceed depth 2, got 2"):

@@ -9,6 +9,12 @@ import pytest
 
 from jaxalign.interop.sae_files import load_sae, load_sparsify
 from jaxalign.interop.sae_lens import load_sae_lens, sae_lens_metadata, save_sae_lens
+from jaxalign.interpretability.feature_recovery import (
+    absolute_cosines,
+    count_detections,
+    detection_scores,
+    mean_correlation_coefficient,
+)
 from jaxalign.interpretability.sae_config import SAEConfig
 from jaxalign.interpretability.sae_features import sae_decode, sae_encode
 from jaxalign.interpretability.sae_parameters import sae_init
@@ -97,6 +103,20 @@ def test_we_compute_what_saelens_saved(tmp_path, name):
     close(sae_encode(params, x, config), features)
     close(sae_decode(params, jnp.asarray(features.numpy()), config), output)
     assert 0.02 < float((features > 0).float().mean()) < 0.9
+
+
+def test_recovery_is_measured_as_saelens_measures_it():
+    evals = pytest.importorskip("sae_lens.synthetic.evals")
+    rng = np.random.default_rng(0)
+    decoder, dictionary = (rng.standard_normal((rows, D)).astype(np.float32) for rows in (F, 60))
+    latents, features = (np.maximum(rng.standard_normal((BATCH, n)) - 1, 0).astype(np.float32) for n in (F, 60))
+    latents[:, 3] = 0
+    mcc = evals.mean_correlation_coefficient(torch.tensor(decoder), torch.tensor(dictionary))
+    assert mean_correlation_coefficient(decoder, dictionary) == pytest.approx(mcc, rel=1e-5)
+    closest = absolute_cosines(decoder, dictionary).argmax(axis=1)
+    precision, recall, f1 = detection_scores(count_detections(latents, features, closest))
+    theirs = evals.compute_classification_metrics(*map(torch.tensor, (latents, features, decoder, dictionary)))
+    close([s.mean() for s in (precision, recall, f1)], [theirs.precision, theirs.recall, theirs.f1_score])
 
 
 def test_half_precision_is_read(tmp_path):
