@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from benchmarks.measure import Measurement, measure
-from benchmarks.synth_sae_problem import Problem, judge, learning_rate, order_of, path_of, read, summarise
+from benchmarks.synth_sae_problem import Problem, judge, order_of, path_of, read, summarise
 from jaxalign import Algorithm
 from jaxalign.interpretability.sae_config import SAEConfig
 from jaxalign.interpretability.sae_features import sae_decode, sae_encode
@@ -65,11 +65,8 @@ def run(case: dict[str, Any]) -> Measurement:
     problem = read(case)
     config = config_of(case, problem)
     batches = jnp.asarray(problem.batches)
-    scale = optax.scale_by_schedule(
-        lambda step: jnp.minimum(1.0, (case["steps"] - step) / max(case["decay"], 1)).astype(jnp.float32)
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(case["learning_rate"]), scale)
-    assert learning_rate(case, 0) == 1.0
+    rate = optax.linear_schedule(case["learning_rate"], 0.0, case["decay"], case["steps"] - case["decay"])
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
     def train(key: jax.Array, order: jax.Array, batches: jax.Array) -> Any:
         algorithm: Algorithm = sparse_autoencoder(config, optimizer)

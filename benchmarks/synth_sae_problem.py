@@ -35,11 +35,6 @@ def order_of(case: dict[str, Any], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(case["steps"])
 
 
-def learning_rate(case: dict[str, Any], step: int) -> float:
-    """As a share of the full rate: 1, then linearly to 0 over the last `decay` steps."""
-    return min(1.0, (case["steps"] - step) / max(case["decay"], 1))
-
-
 def judge(latents: np.ndarray, x_hat: np.ndarray, decoder: np.ndarray, problem: Problem) -> dict[str, float]:
     """f1, mcc, ev, l0 and dead of latents [S, F], reconstructions [S, D] and decoder rows [F, D]."""
     decoder = np.asarray(decoder, np.float64)

@@ -12,16 +12,16 @@ import optax
 
 from jaxalign import Network, gradient_algorithm, train
 from jaxalign.interpretability.acdc import acdc
-from jaxalign.interpretability.circuit_evaluation import faithfulness
+from jaxalign.interpretability.circuit_evaluation import circuit_faithfulness
 from jaxalign.interpretability.circuit_graph import circuit_values, circuits_by_score, edge_names, kept_edges
 from jaxalign.interpretability.edge_attribution import (
     edge_attribution_patching,
     exact_edge_patching,
     integrated_edge_attribution_patching,
-    rank_correlation,
 )
 from jaxalign.interpretability.mlp_graph import mlp_graph
 from jaxalign.networks import MLP
+from jaxalign.statistics import rank_correlation
 
 INPUTS, WIDTHS, STEPS, EXAMPLES, SIZES = 8, (12, 12, 1), 2000, 64, (6, 12, 18, 24, 48)
 
@@ -64,7 +64,7 @@ if __name__ == "__main__":
     circuits = circuits_by_score(graph, scores, SIZES)
     ends = np.stack([graph.allowed, 0 * graph.allowed])
     values = jax.jit(lambda *given: circuit_values(graph, logit, *given, np.concatenate([circuits, ends])))(*given)
-    found = faithfulness(jax.random.key(3), values[:, :-2], values[:, -2], values[:, -1])
+    found = circuit_faithfulness(jax.random.key(3), values[:, :-2], values[:, -2], values[:, -1])
     for size, value, low, high in zip(SIZES, *found, strict=True):
         print(f"the {size:2} strongest edges keep {value:.2f} [{low:.2f}, {high:.2f}] of what the network does")
 

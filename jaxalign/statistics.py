@@ -171,6 +171,13 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> Array:
     return jnp.where(jnp.any(jnp.isnan(x)) | jnp.any(jnp.isnan(y)), jnp.nan, probability)
 
 
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> Array:
+    """Spearman's rank correlation of x[N] and y[N], ties sharing their mean rank; NaN where one of them is constant."""
+    ranks = [jax.scipy.stats.rankdata(_floating(values)) for values in (x, y)]
+    a, b = (rank - rank.mean() for rank in ranks)
+    return (a * b).sum() / jnp.sqrt((a * a).sum() * (b * b).sum())
+
+
 def wilson_interval(successes: ArrayLike, trials: ArrayLike, *, confidence: ArrayLike = 0.95) -> tuple[Array, Array]:
     """Wilson's score interval for a probability of which `successes` out of `trials` were seen.
 

@@ -18,6 +18,7 @@ from jaxalign import (
     certification,
     environments,
     gradient_algorithm,
+    interpretability,
     irl,
     mdp,
     networks,
@@ -285,11 +286,22 @@ def perturbed() -> Case:
     return Case(algorithm, IMAGES)
 
 
+def autoencoder(activation: str, factory=interpretability.sparse_autoencoder, *arguments, **options) -> Case:
+    config = interpretability.SAEConfig(4, 8, activation, **options)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    return Case(factory(config, optimizer, *arguments), jax.random.normal(jax.random.key(1), (8, 4)))
+
+
 SABR = functools.partial(certification.certified_training, method="sabr", attack_steps=1)
 
 # These are `grpo`, `preference_rl`, `dpo`, `ppo` and `adversarial_imitation` with other choices.
 SLOW = ("rloo", "dr_grpo", "dapo", "score_rl", "simpo", "orpo", "cpo", "recurrent_ppo", "airl", "gail", "crown_ibp")
 CASES = {
+    "sparse_autoencoder": lambda: autoencoder("topk", k=2),
+    "sparse_autoencoder, matryoshka": lambda: autoencoder("matryoshka", k=2, widths=(2, 8)),
+    "sparse_autoencoder, gated": lambda: autoencoder("gated"),
+    "target_l0": lambda: autoencoder("jumprelu", interpretability.target_l0, 2.0),
+    "toy_model": lambda: Case(interpretability.toy_model(5, 2, sparsity=0.5, batch=8), jnp.zeros(1)),
     "adversarial_training": lambda: classifying(robustness.adversarial_training, attack_steps=2, clean_weight=0.5),
     "trades": lambda: classifying(robustness.trades, epsilon=0.1, steps=2),
     "fast_adversarial_training": lambda: classifying(robustness.fast_adversarial_training, epsilon=0.1),

@@ -12,6 +12,7 @@ from jaxalign.statistics import (
     interquartile_mean,
     paired_difference_interval,
     probability_of_improvement,
+    rank_correlation,
     stratified_bootstrap_interval,
     wilson_interval,
 )
@@ -242,3 +243,15 @@ def test_bad_shapes_are_named(call, message):
 def test_probability_of_improvement_refuses_a_matrix():
     with pytest.raises(AssertionError, match="rank"):
         probability_of_improvement(jnp.zeros((2, 3)), jnp.zeros(3))
+
+
+def test_rank_correlation_with_ties_is_scipys():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 5, size=(2, 3, 20)).astype(np.float32)
+    expected = [scipy.stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
+    run = jax.jit(jax.vmap(rank_correlation))
+    np.testing.assert_allclose(run(x, y), expected, rtol=1e-5)
+    assert np.isnan(run(np.ones_like(x), y)).all()
+    line = jnp.arange(4.0)
+    np.testing.assert_allclose([rank_correlation(line, line**3), rank_correlation(line, -line)], [1.0, -1.0], rtol=1e-6)
+    np.testing.assert_allclose(rank_correlation(line, jnp.array([0, 2, 1, 3])), 0.8, rtol=1e-6)

@@ -9,12 +9,11 @@ import numpy as np
 from jaxalign.cli.attack_report import draw
 from jaxalign.cli.circuit_problems import Problem
 from jaxalign.cli.circuits import Circuits
-from jaxalign.interpretability.circuit_evaluation import circuit_nodes, faithfulness
+from jaxalign.interpretability.circuit_evaluation import circuit_faithfulness, circuit_nodes
 from jaxalign.interpretability.circuit_graph import circuits_by_score, edge_names
-from jaxalign.interpretability.edge_attribution import rank_correlation
 from jaxalign.runtime.circuit_figures import circuit_drawing, faithfulness_curve, patching_heatmap, score_comparison
 from jaxalign.runtime.report import Report, estimate
-from jaxalign.statistics import bootstrap_interval, wilson_interval
+from jaxalign.statistics import bootstrap_interval, rank_correlation, wilson_interval
 
 DRAWN = 60  # edges, at most, in the drawing
 LISTED = 12
@@ -93,7 +92,7 @@ def _all_shares(seed: int, found: Found) -> Shares:
     }  # fmt: skip
     flat = np.concatenate([x.reshape(half, -1) for x in values.values()], axis=1)
     ends = found.task["clean"][half:], found.task["corrupted"][half:]
-    shares = np.stack([np.asarray(x) for x in faithfulness(jax.random.key(seed), flat, *ends)], axis=-1)
+    shares = np.stack([np.asarray(x) for x in circuit_faithfulness(jax.random.key(seed), flat, *ends)], axis=-1)
     parts = np.split(shares, np.cumsum([x[0].size for x in values.values()])[:-1])
     return {name: part.reshape(*x.shape[1:], 3) for (name, x), part in zip(values.items(), parts, strict=True)}
 
@@ -183,7 +182,7 @@ def _size_section(report: Report, options: Circuits, problem: Problem, found: Fo
     kept = found.circuits[0].sum(axis=(1, 2))
     report.text(
         "## How large\n\nFaithfulness: 1 if a circuit does as well as the network, 0 if no better than the corrupted "
-        "run. Circuits grow from the output by the mean |EAP-IG|; the random ones grow alike, by random scores, so they "
+        "run. Circuits grow from the output by the mean |EAP-IG|; random ones grow alike, by random scores, so they "
         f"hang together too. On the second half of the examples ({INTERVAL})."
     )
     curves = {"by score": by_score, f"random (mean of {options.random_circuits})": random}

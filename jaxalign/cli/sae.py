@@ -22,7 +22,7 @@ class Sae:
     Examples:
       jaxalign sae
       jaxalign sae --model smollm2-135m --layer 15 --text pairs.jsonl.gz --tokens 300000 --d-sae 4608 --k 16 32 64
-      jaxalign sae --activation jumprelu --sparsity 0.5 1 2 --seeds 3
+      jaxalign sae --activation jumprelu --sparsity 0.5 2 8 --seeds 3
     """
 
     model: str = "smollm2-135m"
@@ -57,7 +57,7 @@ class Sae:
     k: tuple[int, ...] = (16, 32, 64)
     """Features a token, one autoencoder each (topk, batchtopk, matryoshka)."""
     sparsity: tuple[float, ...] = ()
-    """Strength of the penalty, one autoencoder each. Default: 2 4 8 for relu and gated, 0.5 1 2 for jumprelu."""
+    """Strength of the penalty, one autoencoder each. Default: 1 2 4 for relu and gated, 0.5 2 8 for jumprelu."""
     seeds: int = 1
     """Train so many of each that differ in how they begin; they see the same batches."""
     seed: int = 0

@@ -29,7 +29,7 @@ from jaxalign.interpretability.splice import LossRecovered, loss_recovered
 from jaxalign.runtime import fit
 from jaxalign.types import Params
 
-SPARSITIES = {"relu": (2.0, 4.0, 8.0), "gated": (2.0, 4.0, 8.0), "jumprelu": (0.5, 1.0, 2.0)}
+SPARSITIES = {"relu": (1.0, 2.0, 4.0), "gated": (1.0, 2.0, 4.0), "jumprelu": (0.5, 2.0, 8.0)}
 BLOCK = 128  # held-out tokens that are resampled together, about a row of text
 SAMPLE = 1 << 16  # activations whose mean b_dec begins as, and whose norm inputs are scaled by
 OUTLIER = 10  # medians: longer activations are sinks that a squared error would be spent on

@@ -40,7 +40,8 @@ class Tour:
         self.out.mkdir(parents=True, exist_ok=True)
         stops = [tour_irl.maximum_entropy, tour_irl.off_switch, tour_rl.balance, tour_rl.side_effects]
         stops += [tour_rlhf.comparisons, tour_rlhf.over_optimisation, tour_robustness.adversarial_training]
-        stops += [tour_certification.certificates, tour_interpretability.superposed_features, tour_interpretability.circuit]
+        stops += [tour_certification.certificates]
+        stops += [tour_interpretability.superposed_features, tour_interpretability.circuit]
         stops.append(tour_preferences.from_scratch)
         if self.language_model:
             stops.append(tour_preferences.language_model)

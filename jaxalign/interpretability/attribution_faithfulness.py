@@ -12,8 +12,7 @@ import numpy as np
 
 from jaxalign.algorithm import Network, path_name
 from jaxalign.interpretability.attribution import Explained, baseline_like, checked_output, weighted_sum
-from jaxalign.interpretability.edge_attribution import rank_correlation
-from jaxalign.statistics import paired_difference_interval
+from jaxalign.statistics import paired_difference_interval, rank_correlation
 from jaxalign.types import Array, ArrayLike, Key, Params
 
 

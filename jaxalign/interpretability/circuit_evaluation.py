@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     high: Array
 
 
-def faithfulness(
+def circuit_faithfulness(
     key: Key, values: ArrayLike, whole: ArrayLike, corrupted: ArrayLike, *, resamples: int = 2000
 ) -> Estimate:
     """The share of the network's behaviour that circuits keep, with intervals.
@@ -40,7 +40,8 @@ def faithfulness(
     """
     values, whole, corrupted = (jnp.asarray(x) for x in (values, whole, corrupted))
     if not values.shape[:1] == whole.shape == corrupted.shape:
-        raise ValueError(f"faithfulness: values {values.shape}, whole {whole.shape}, corrupted {corrupted.shape}")
+        shapes = f"values {values.shape}, whole {whole.shape}, corrupted {corrupted.shape}"
+        raise ValueError(f"circuit_faithfulness: {shapes}")
     flat = values.reshape(len(values), -1)
 
     def share(rows: Array) -> Array:

@@ -117,13 +117,3 @@ def _by_example(one: Any, examples: Any, batch_size: int | None) -> Array:
     """`one` of each example, still with a batch axis, of length 1."""
     batched = jax.tree.map(lambda x: jnp.asarray(x)[:, None], examples)
     return jax.lax.map(lambda example: one(*example), batched, batch_size=batch_size)
-
-
-def rank_correlation(x: Array, y: Array) -> Array:
-    """Spearman's correlation of x[N] and y[N], ties given their mean rank: does an estimate order as the truth does?
-
-    NaN where one of them is constant.
-    """
-    ranks = [jax.scipy.stats.rankdata(values) for values in (x, y)]
-    a, b = (rank - rank.mean() for rank in ranks)
-    return (a * b).sum() / jnp.sqrt((a * a).sum() * (b * b).sum())

@@ -110,7 +110,7 @@ def synthetic_features(
     bias_norm: ArrayLike = 1.0,
     spread_steps: int = 50,
 ) -> SyntheticFeatures:
-    """Draw a world of N features: directions, magnitudes, hierarchy, correlations.
+    """Draw a world of N features: directions [N, D], magnitudes, hierarchy, correlations.
 
     Of a parent's children at most one fires, and none without it. One Gaussian g per family chooses: child c where g
     lies in the c-th of consecutive intervals, of probability q_c. Since g's row of `factor` is orthogonal to those of

@@ -15,7 +15,6 @@ from jaxalign.interpretability.attribution_faithfulness import (
     infidelity,
     insertion_curve,
 )
-from jaxalign.interpretability.edge_attribution import rank_correlation
 
 KEY = jax.random.key(0)
 W = np.array([1.0, 5.0, 3.0, 0.0], np.float32)
@@ -105,15 +104,6 @@ def test_randomised_weights_change_gradients_and_not_a_blind_attribution():
     np.testing.assert_allclose(similar[-1, 2], expected, rtol=1e-4)
     with pytest.raises(ValueError, match="no parameter of layer 'lost'; there are first/kernel"):
         cascading_randomization(KEY, network, params, gradients, ("lost",))
-
-
-def test_rank_correlation_with_ties_is_scipys():
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 5, size=(2, 3, 20)).astype(np.float32)
-    expected = [scipy.stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
-    run = jax.jit(jax.vmap(rank_correlation))
-    np.testing.assert_allclose(run(x, y), expected, rtol=1e-5)
-    assert np.isnan(run(np.ones_like(x), y)).all()
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxalign.interpretability.circuit_evaluation import (
+    circuit_faithfulness,
     circuit_nodes,
     completeness_circuits,
-    faithfulness,
     node_minimality,
 )
 from jaxalign.interpretability.circuit_graph import circuit_values
@@ -22,13 +22,13 @@ def first(output, target):
 def test_faithfulness_by_hand():
     whole, corrupted = jnp.array([4.0, 6.0, 5.0]), jnp.array([1.0, -1.0, 0.0])
     values = jnp.stack([whole, corrupted, jnp.array([2.0, 2.0, 3.5])], axis=1)
-    found = faithfulness(jax.random.key(0), values, whole, corrupted, resamples=500)
+    found = circuit_faithfulness(jax.random.key(0), values, whole, corrupted, resamples=500)
     np.testing.assert_allclose(found.value, [1, 0, 0.5], atol=1e-6)
     np.testing.assert_allclose([found.low[:2], found.high[:2]], [[1, 0]] * 2, atol=1e-6)  # whatever the examples
     # Worst and best resamples: ratios of single examples are (2 - 1)/3, (2 + 1)/7, 3.5/5.
     assert 1 / 3 - 1e-6 <= found.low[2] < 0.5 < found.high[2] <= 0.7 + 1e-6
     with pytest.raises(ValueError, match="faithfulness"):
-        faithfulness(jax.random.key(0), values, whole[:2], corrupted)
+        circuit_faithfulness(jax.random.key(0), values, whole[:2], corrupted)
 
 
 @pytest.fixture(scope="module")

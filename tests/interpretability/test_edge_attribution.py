@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 
 from jaxalign.interpretability.circuit_graph import circuits_by_score, edge_names, kept_edges
 from jaxalign.interpretability.edge_attribution import (
     edge_attribution_patching,
     exact_edge_patching,
     integrated_edge_attribution_patching,
-    rank_correlation,
 )
 from jaxalign.interpretability.mlp_graph import mlp_graph
 from jaxalign.interpretability.transformer_graph import transformer_graph
@@ -142,14 +140,6 @@ def test_scores_of_a_transformer_add_up_to_its_residual_stream():
     assert scores.shape == (2, *graph.allowed.shape)
     assert (np.asarray(scores)[:, ~graph.allowed] == 0).all()
     np.testing.assert_allclose(scores[:, :, -1].sum(axis=1), expected, rtol=1e-3)
-
-
-def test_rank_correlation_is_scipys():
-    x = np.array([3.0, 1, 2, 2, -5, 0, 7])
-    y = np.array([9.0, 1, 1, 4, -7, 1, 8])
-    assert float(rank_correlation(x, y)) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, rel=1e-5)
-    assert float(rank_correlation(x, np.exp(x))) == pytest.approx(1)
-    assert np.isnan(rank_correlation(x, 0 * y))
 
 
 def test_what_does_not_fit_is_refused(linear):

@@ -91,16 +91,22 @@ def test_roots_are_correlated_as_the_copula_says(world, sample):
     np.testing.assert_allclose(rows, 1.0, atol=1e-5)
 
 
-def test_family_share_limits_how_often_a_parent_has_a_child():
-    build = functools.partial(
-        synthetic_features, num_features=8, dim=8, roots=2, branching=3, depth=1, rank=2, correlation=0.0,
-        max_probability=0.5, min_probability=0.2, family_share=0.5, std_magnitude=(0.0, 0.0),
-    )  # fmt: skip
-    world = jax.jit(build)(jax.random.key(0))
-    np.testing.assert_allclose(world.probability[2:5].sum(), 0.5 * world.probability[0], rtol=1e-5)
-    np.testing.assert_allclose(world.probability[:2], zipf_probabilities(8, maximum=0.5, minimum=0.2)[:2], rtol=1e-6)
-    f = draw(world, jax.random.key(0), 64)[1]
-    np.testing.assert_allclose(f[:, 0][f[:, 0] > 0], 5.0)  # no deviation: the mean itself
+def test_two_worlds_at_once_and_a_share_of_firings_without_a_child():
+    def run(world_key, key):
+        world = synthetic_features(
+            world_key, num_features=8, dim=8, roots=2, branching=3, depth=1, rank=2, correlation=0.0,
+            max_probability=0.5, min_probability=0.2, family_share=0.5, std_magnitude=(0.0, 0.0), spread_steps=0,
+        )  # fmt: skip
+        return world.probability, sample_features(world, key, 64)
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    probability, (x, f) = jax.jit(jax.vmap(run))(keys[:2], keys[2:])
+    np.testing.assert_allclose(probability[:, 2:5].sum(axis=1), 0.5 * probability[:, 0], rtol=1e-5)
+    wanted = zipf_probabilities(8, maximum=0.5, minimum=0.2)[:2]
+    np.testing.assert_allclose(probability[:, :2], np.stack([wanted, wanted]), rtol=1e-6)
+    np.testing.assert_allclose(f[:, :, 0][f[:, :, 0] > 0], 5.0)  # no deviation: the mean itself
+    assert x.shape == f.shape == (2, 64, 8)
+    assert np.abs(x[0] - x[1]).max() > 0.1
 
 
 def test_zipf_by_hand():
@@ -113,9 +119,10 @@ def test_zipf_by_hand():
 
 
 def test_directions_are_orthonormal_or_a_tight_frame():
-    few = unit_directions(jax.random.key(0), 6, 10, steps=100)
+    spread = jax.jit(unit_directions, static_argnums=(1, 2), static_argnames="steps")
+    few = spread(jax.random.key(0), 6, 10, steps=100)
     np.testing.assert_allclose(few @ few.T, np.eye(6), atol=1e-4)
-    many = unit_directions(jax.random.key(0), 24, 6, steps=100)
+    many = spread(jax.random.key(0), 24, 6, steps=100)
     np.testing.assert_allclose(many.T @ many, 4.0 * np.eye(6), atol=0.05)
 
 
@@ -130,12 +137,7 @@ def test_presets_have_the_publications_sizes():
     assert small.dictionary.shape == (256, 64)
 
 
-def test_vmap_over_worlds_and_bad_sizes():
-    build = functools.partial(synthetic_features, num_features=9, dim=4, roots=1, branching=2, depth=2, rank=3)
-    run = jax.jit(jax.vmap(lambda world_key, key: sample_features(build(world_key), key, 5)))
-    x, f = run(jax.random.split(jax.random.key(0), 2), jax.random.split(jax.random.key(1), 2))
-    assert x.shape == (2, 5, 4)
-    assert f.shape == (2, 5, 9)
+def test_no_hierarchy_and_bad_sizes():
     loose = functools.partial(synthetic_features, num_features=5, dim=3, roots=2, branching=2, depth=0, rank=1)
     x, f = jax.eval_shape(lambda key: sample_features(loose(key), key, 4), jax.random.key(0))
     assert (x.shape, f.shape) == ((4, 3), (4, 5))
