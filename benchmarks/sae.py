@@ -5,7 +5,8 @@ many to a scan, SAELens' in its loop. "trainer" is what a user runs, on batches 
 SAELens' SAETrainer.fit with an iterator over the same batches. `details` has the seconds of the encoder's matrix
 product in the same process and the share of its rate that the step reaches, counted as if all five products of a step
 were dense: above 1 where ours does not multiply the zeros. Both sides see the same batches in the same order; the
-`loss` that each reaches is the mean squared error, summed over d, of the last step.
+`loss` that each reaches is the mean squared error, summed over d, of the last step (of SAELens' trainer, which hands no
+loss out, of the last batch after that step). Our trainer compiles anew in each run, and that is in its seconds.
 """
 
 import dataclasses

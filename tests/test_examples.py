@@ -154,3 +154,29 @@ def test_smoothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_certify():
     assert "certified" in run("certify.py")
+
+
+@pytest.mark.slow
+def test_superposition(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "0.95" in run("superposition.py", [("40, 10, 16, 3000, 256", "6, 2, 3, 20, 16")])
+
+
+@pytest.mark.slow
+def test_circuits():
+    assert "ACDC leaves" in run("circuits.py")
+
+
+@pytest.mark.slow
+def test_explain_digits(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    smaller = ("STEPS, EXPLAINED, LAYERS = 1000, 64", "STEPS, EXPLAINED, LAYERS = 40, 16")
+    assert "Grad-CAM" in run("explain_digits.py", [smaller])
+
+
+@pytest.mark.slow
+def test_visualize_features(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    assert "class" in run("visualize_features.py", [("1500, 0.3, 20.0, 5", "20, 0.3, 20.0, 2")])

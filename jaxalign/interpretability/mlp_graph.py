@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,7 +11,7 @@ from jaxalign.types import Array, Params
 
 
 def mlp_graph(
-    inputs: int, layer_sizes: Sequence[int], *, activation: Callable[[Array], Array] = nn.relu
+    inputs: int, layer_sizes: Sequence[int], *, activation: Callable[[Array], Array] = jax.nn.relu
 ) -> CircuitGraph:
     """The graph of `MLP(layer_sizes, activation)` on x[B, inputs], run with its parameters.
 

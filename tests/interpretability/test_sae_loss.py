@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.interpretability import sae_loss as loss_module
 from jaxalign.interpretability.jump_relu import jump_relu, step_above
 from jaxalign.interpretability.sae_config import ACTIVATIONS
 from jaxalign.interpretability.sae_loss import batch_loss
@@ -22,6 +22,7 @@ from jaxalign.interpretability.sparse_autoencoder import (
     sae_loss,
 )
 
+LOSS_MODULE = sys.modules[sae_loss.__module__]  # the package has the function by this name
 D, F, B, K = 5, 12, 8, 3
 SHAPES = {"autoencoder": {}, "transcoder": {"d_out": 4}, "crosscoder": {"layers": 2}}
 
@@ -162,11 +163,11 @@ def test_products_by_entries_have_the_gradients_of_whole_products(fields, monkey
 
             return jax.value_and_grad(scalar, has_aux=True)(params)
 
-        assert loss_module.uses_entries(config, 64)
-        assert not loss_module.uses_entries(dataclasses.replace(config, k=jnp.array(K)), 64)
-        assert loss_module.uses_entries(dataclasses.replace(config, k=jnp.array(K), k_max=K), 64)
+        assert LOSS_MODULE.uses_entries(config, 64)
+        assert not LOSS_MODULE.uses_entries(dataclasses.replace(config, k=jnp.array(K)), 64)
+        assert LOSS_MODULE.uses_entries(dataclasses.replace(config, k=jnp.array(K), k_max=K), 64)
         sparse = jax.jit(gradients)(params)
-        monkeypatch.setattr(loss_module, "MIN_ROWS", 1000)
+        monkeypatch.setattr(LOSS_MODULE, "MIN_ROWS", 1000)
         dense = jax.jit(lambda params: gradients(params))(params)
         assert dense[0][1][0]["aux_loss"] > 0.01
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), sparse, dense)
