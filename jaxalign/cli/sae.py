@@ -62,7 +62,7 @@ class Sae:
     """Train so many of each that differ in how they begin; they see the same batches."""
     seed: int = 0
     """The first seed; it also fixes the order of the data."""
-    steps: int = 500
+    steps: int = 400
     """Optimiser steps."""
     batch_size: int = 1024
     """Tokens in a step."""

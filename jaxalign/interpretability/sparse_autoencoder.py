@@ -59,7 +59,8 @@ def sparse_autoencoder(
 
     A batch is x [B, D], (x_in, x_out) for a transcoder, x [B, L, D] for a crosscoder. The state is an `SAEState`.
     After the update a "unit" decoder is scaled back to norm 1, a jumprelu threshold is cut off at 0, and the threshold
-    of "batchtopk" and "matryoshka" becomes 0.99 threshold + 0.01 (the least positive feature of the batch).
+    of "batchtopk" and "matryoshka" becomes d threshold + (1 - d) (the least positive feature of the batch) with
+    d = min(0.99, 1 - 1 / step): the mean of the first 100 batches, a moving average from then on.
 
     Metrics: those of `sae_loss`, "loss", "gradient_norm". A NaN in the batch makes the loss NaN, which `runtime.fit`
     reports. Raises ValueError if the mesh has no `features` axis that divides F, and when traced if the batch's shapes
@@ -88,7 +89,7 @@ def sparse_autoencoder(
         fired, smallest = metrics.pop("fired"), metrics.pop("smallest")
         rows = jax.tree.leaves(batch)[0].shape[0]
         since_fired = jnp.where(fired, 0, jnp.minimum(state.since_fired + rows, COUNTER_LIMIT))
-        params = _settle(before, state.params, smallest, config)
+        params = _settle(before, state.params, smallest, state.step, config)
         return state.replace(params=params, since_fired=since_fired), metrics
 
     return Algorithm(init, step)
@@ -132,13 +133,14 @@ def _placed(state: SAEState, mesh: Mesh) -> SAEState:
     return jax.tree.map_with_path(place, state)
 
 
-def _settle(before: Params, params: Params, smallest: Array, config: SAEConfig) -> Params:
+def _settle(before: Params, params: Params, smallest: Array, step: Array, config: SAEConfig) -> Params:
     """What the optimiser does not decide: norms, and thresholds."""
     params = unit_rows(params) if config.decoder_norm == "unit" else dict(params)
     if config.activation == "jumprelu":
         params["threshold"] = jnp.maximum(params["threshold"], 0.0)
     if config.activation in TRACKING:
         old = before["threshold"]
-        tracked = THRESHOLD_DECAY * old + (1 - THRESHOLD_DECAY) * smallest
+        decay = jnp.minimum(THRESHOLD_DECAY, 1 - 1 / step)  # an average from 0 would be low for hundreds of steps
+        tracked = decay * old + (1 - decay) * smallest
         params["threshold"] = jnp.where(jnp.isfinite(smallest), tracked, old)
     return params

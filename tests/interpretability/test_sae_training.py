@@ -139,13 +139,19 @@ def test_counters_and_the_tracked_threshold(data):
         z = (np.asarray(batches[i]) - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
         f = np.maximum(z * np.linalg.norm(p["W_dec"], axis=1), 0)
         f = f * (f >= np.sort(f.reshape(-1))[-2 * ROWS])
-        threshold = 0.99 * threshold + 0.01 * f[f > 0].min()
+        threshold = (i * threshold + f[f > 0].min()) / (i + 1)
         since = np.where((f > 0).any(axis=0), 0, since + ROWS)
         state, metrics = step(state, batches[i])
         # Neither the gradient nor the weight decay has moved it.
         np.testing.assert_allclose(state.params["threshold"], threshold, rtol=1e-4)
         np.testing.assert_array_equal(state.since_fired, since)
     np.testing.assert_allclose(metrics["l0"], 2.0, rtol=1e-6)
+    late = state.replace(step=jnp.asarray(999, jnp.int32))
+    params = jax.tree.map(np.asarray, late.params)
+    z = (np.asarray(batches[3]) - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    f = np.sort((np.maximum(z, 0) * np.linalg.norm(params["W_dec"], axis=1)).reshape(-1))[-2 * ROWS :]
+    moved = step(late, batches[3])[0].params["threshold"]
+    np.testing.assert_allclose(moved, 0.99 * threshold + 0.01 * f.min(), rtol=1e-4)
 
 
 def test_constraints_hold_after_a_step(data):
