@@ -40,11 +40,8 @@ def superposed_features(report: Report, console: Console, out: Path) -> None:
     )  # fmt: skip
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, STEPS)))
 
-    def config(k: ArrayLike) -> SAEConfig:
-        return SAEConfig(DIM, FEATURES, "batchtopk", k=k)
-
     def run(k: Array, key: Key) -> tuple[Params, Params]:
-        algorithm = sparse_autoencoder(config(k), optimizer)
+        algorithm = sparse_autoencoder(_config(k), optimizer)
         start_key, data_key = jax.random.split(key)
 
         def step(state: SAEState, step_key: Key) -> tuple[SAEState, None]:
@@ -55,7 +52,7 @@ def superposed_features(report: Report, console: Console, out: Path) -> None:
         return start.params, state.params
 
     untrained, params = ja.sweep(run, jnp.array(KS, jnp.float32), jax.random.split(jax.random.key(1), SEEDS))
-    lanes = [(config(KS[0]), untrained, 0), *((config(k), params, i) for i, k in enumerate(KS))]
+    lanes = [(untrained, 0), *((params, i) for i in range(len(KS)))]
     numbers = np.array([[_measured(*lane, seed, world) for seed in range(SEEDS)] for lane in lanes])  # [1 + K, S, 4]
     low, high = bootstrap_interval(jax.random.key(2), numbers.swapaxes(0, 1))
     middle = numbers.mean(axis=1)
@@ -76,13 +73,25 @@ def superposed_features(report: Report, console: Console, out: Path) -> None:
     draw(report, figure, out / "frontier.png", "What sparsity costs: L0 against explained variance.")
 
 
-def _measured(config: SAEConfig, params: Params, setting: int, seed: int, world: SyntheticFeatures) -> list[float]:
+def _config(k: ArrayLike) -> SAEConfig:
+    return SAEConfig(DIM, FEATURES, "batchtopk", k=k)
+
+
+def _encode(params: Params, x: Array) -> Array:
+    return sae_encode(params, x, _config(KS[0]))  # by the tracked threshold, whatever k was
+
+
+def _decode(params: Params, f: Array) -> Array:
+    return sae_decode(params, f, _config(KS[0]))
+
+
+def _measured(params: Params, setting: int, seed: int, world: SyntheticFeatures) -> list[float]:
     """L0, explained variance, MCC and F1 of one autoencoder of the sweep."""
     one = jax.tree.map(lambda leaf: leaf[setting, seed], params)
+    functions = jax.tree_util.Partial(_encode, one), jax.tree_util.Partial(_decode, one)
     result = feature_recovery(
-        jax.random.key(3), lambda x: sae_encode(one, x, config), lambda f: sae_decode(one, f, config), one["W_dec"],
-        world, samples=SAMPLES, batch=2048,
-    )  # fmt: skip
+        jax.random.key(3), *functions, one["W_dec"], world, samples=SAMPLES, batch=2048
+    )
     return [result.l0, result.explained_variance, result.mcc, result.f1]
 
 

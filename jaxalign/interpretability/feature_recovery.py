@@ -3,6 +3,7 @@
 The measures of Chanin & Garriga-Alonso 2026 (arXiv:2602.14687, section 4).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxalign.interpretability.synthetic_features import SyntheticFeatures, sample_features
 from jaxalign.types import Array, ArrayLike, Key
@@ -116,6 +118,23 @@ def detection_scores(counts: Detections) -> tuple[Array, Array, Array]:
     return share(both, latent_only), share(both, feature_only), share(2 * both, latent_only + feature_only)
 
 
+@functools.partial(jax.jit, static_argnums=5)
+def _measured(
+    encode: Partial, decode: Partial, data: SyntheticFeatures, closest: Array, draws: Array, batch: int
+) -> tuple[Detections, tuple[Array, ...]]:
+    """Of every draw the detections, and the means of |error|^2, |x|^2, x and how many features fire."""
+
+    def measure(draw: Key) -> tuple[Detections, tuple[Array, ...]]:
+        x, features = sample_features(data, draw, batch)
+        latents = encode(x)
+        # Around the bias, so that the variance is not lost in the digits of a large mean.
+        centred, error = x - data.bias[None], x - decode(latents)
+        means = (jnp.sum(error**2), jnp.sum(centred**2), centred.sum(axis=0), jnp.sum(features > 0))
+        return count_detections(latents, features, closest), jax.tree.map(lambda total: total / batch, means)
+
+    return jax.lax.map(measure, draws)
+
+
 def feature_recovery(
     key: Key,
     encode: Callable[[Array], Array],
@@ -129,7 +148,8 @@ def feature_recovery(
     """Measure an SAE on fresh samples of a world whose features are known. The matching runs on the host.
 
     Args:
-        encode, decode: x [B, D] -> latents [B, F] and back; `partial(sae_encode, params, config=config)` for ours.
+        encode, decode: x [B, D] -> latents [B, F] and back. As `jax.tree_util.Partial(function, params)` they compile
+            once for all params, as plain functions for each.
         decoder: [F, D], `params["W_dec"]`.
         samples, batch: how many are drawn, and at a time; a multiple.
 
@@ -143,15 +163,8 @@ def feature_recovery(
     similarity = absolute_cosines(decoder, data.dictionary)
     closest = jnp.argmax(similarity, axis=1).astype(jnp.int32)
 
-    def measure(draw: Key) -> tuple[Detections, tuple[Array, ...]]:
-        x, features = sample_features(data, draw, batch)
-        latents = encode(x)
-        # Around the bias, so that the variance is not lost in the digits of a large mean.
-        centred, error = x - data.bias[None], x - decode(latents)
-        means = (jnp.sum(error**2), jnp.sum(centred**2), centred.sum(axis=0), jnp.sum(features > 0))
-        return count_detections(latents, features, closest), jax.tree.map(lambda total: total / batch, means)
-
-    each = jax.jit(lambda draws: jax.lax.map(measure, draws))(jax.random.split(key, samples // batch))
+    functions = (f if isinstance(f, Partial) else Partial(f) for f in (encode, decode))
+    each = _measured(*functions, data, closest, jax.random.split(key, samples // batch), batch)
     counts = jax.tree.map(lambda leaf: leaf.sum(axis=0), each[0])
     error, square, mean, true_l0 = jax.tree.map(lambda leaf: leaf.mean(axis=0), each[1])
     fired = counts.both + counts.latent_only
