@@ -133,7 +133,7 @@ def _patching_section(
         )
         figure = patching_heatmap(exact, columns, horizontal=PIECES[name])
         draw(report, figure, options.out / f"{name}.png", caption)
-        report.text(f"The first-order estimates order the {name} alike: rank correlation {correlation:.2f}.")
+        report.text(f"The first-order estimates of the {name} have a rank correlation of {correlation:.2f} with these.")
         results[f"{name}_rank_correlation"] = correlation
     effect = found.patching["heads"]["exact"]
     layers, heads = np.unravel_index(np.argsort(-np.abs(effect.mean(axis=0)), axis=None)[:LISTED], effect.shape[1:])
