@@ -76,7 +76,7 @@ def shapley_sampling(
     arXiv:2104.12199, section 4.1); the standard error is over pairs. Each order takes M - 1 new values of fn.
 
     Args:
-        x, baseline, groups: as in `shapley_exact`.
+        x, baseline, groups: as in `shapley_exact`; x is one example [...] or a batch [B, ...].
         permutations: an even number P >= 4; there are P / 2 pairs. The rows of a batch share them.
         confidence: of low and high.
         chunk: coalitions tried at a time.
