@@ -30,6 +30,18 @@ class LinearProbe(NamedTuple):
     control: Array
 
 
+def held_out_rows(key: Key, rows: int, held_out: float, *, caller: str) -> tuple[Array, Array]:
+    """(train [N - M], test [M]): row numbers 0 .. N - 1 in a random order, M = round(held_out N) of them for testing.
+
+    Raises ValueError, in the name of `caller`, if a part would be empty.
+    """
+    tested = round(held_out * rows)
+    if not 1 <= tested < rows:
+        raise ValueError(f"{caller}: held_out={held_out} of {rows} rows leaves a part empty")
+    order = jax.random.permutation(key, rows)
+    return order[tested:], order[:tested]
+
+
 def fit_linear_probe(
     x: ArrayLike, labels: ArrayLike, *, num_classes: int, l2: ArrayLike = 1e-3, steps: int = 50
 ) -> tuple[Array, Array]:
@@ -97,22 +109,18 @@ def linear_probe(
         least, most = np.min(np.asarray(labels)), np.max(np.asarray(labels))
         if not 0 <= least <= most < num_classes:
             raise ValueError(f"linear_probe: labels must lie in 0..{num_classes - 1}, got {least}..{most}")
-    rows = len(labels)
-    tested = round(held_out * rows)
-    if not 1 <= tested < rows:
-        raise ValueError(f"linear_probe: held_out={held_out} of {rows} rows leaves a part empty")
     split_key, control_key = jax.random.split(key)
-    order = jax.random.permutation(split_key, rows)
-    test, train = order[:tested], order[tested:]
+    train, test = held_out_rows(split_key, len(labels), held_out, caller="linear_probe")
 
     def probe(labels: Array) -> tuple[Array, Array, Array]:
         weights, bias = fit_linear_probe(x[train], labels[train], num_classes=num_classes, l2=l2, steps=steps)
         right = jnp.argmax(x[test] @ weights + bias[None], axis=1) == labels[test]
         return weights, bias, right.sum()
 
-    weights, bias, right = probe(labels)
-    control = probe(jax.random.permutation(control_key, labels))[2]
-    low, high = wilson_interval(right, tested, confidence=confidence)
+    # Both at once, so that the fit is compiled once.
+    both = jax.vmap(probe)(jnp.stack([labels, jax.random.permutation(control_key, labels)]))
+    (weights, bias, right), control = (leaf[0] for leaf in both), both[2][1]
+    low, high = wilson_interval(right, len(test), confidence=confidence)
     commonest = jnp.argmax(jnp.bincount(labels[train], length=num_classes))
     majority = jnp.mean(labels[test] == commonest)
-    return LinearProbe(weights, bias, right / tested, low, high, majority, control / tested)
+    return LinearProbe(weights, bias, right / len(test), low, high, majority, control / len(test))

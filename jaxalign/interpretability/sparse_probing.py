@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.interpretability.probing import fit_linear_probe
+from jaxalign.interpretability.probing import fit_linear_probe, held_out_rows
 from jaxalign.statistics import wilson_interval
 from jaxalign.types import Array, ArrayLike, Key
 
@@ -78,27 +78,23 @@ def sparse_probing(
     latents, labels = jnp.asarray(latents), jnp.asarray(labels).astype(bool)
     latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
     rows, width = latents.shape
-    tested = round(held_out * rows)
     if not 1 <= k <= width:
         raise ValueError(f"sparse_probing: k must lie in 1..{width}, got {k}")
-    if not 1 <= tested < rows:
-        raise ValueError(f"sparse_probing: held_out={held_out} of {rows} rows leaves a part empty")
     split_key, control_key = jax.random.split(key)
-    order = jax.random.permutation(split_key, rows)
-    test, train = latents[order[:tested]], latents[order[tested:]]
+    train, test = held_out_rows(split_key, rows, held_out, caller="sparse_probing")
 
     def probe(labels: Array) -> tuple[Array, Array, Array, Array]:
-        learned = labels[order[tested:]]
-        _, chosen = jax.lax.top_k(jnp.abs(mean_differences(train, learned)), k)
-        weights, bias = fit_linear_probe(train[:, chosen], learned.astype(jnp.int32), num_classes=2, l2=l2, steps=steps)
+        x, learned = latents[train], labels[train]
+        _, chosen = jax.lax.top_k(jnp.abs(mean_differences(x, learned)), k)
+        weights, bias = fit_linear_probe(x[:, chosen], learned.astype(jnp.int32), num_classes=2, l2=l2, steps=steps)
         weights, bias = weights[:, 1] - weights[:, 0], bias[1] - bias[0]
-        right = (test[:, chosen] @ weights + bias > 0) == labels[order[:tested]]
+        right = (latents[test][:, chosen] @ weights + bias > 0) == labels[test]
         return chosen, weights, bias, right.sum()
 
     # Both at once, so that the fit is compiled once.
     both = jax.vmap(probe)(jnp.stack([labels, jax.random.permutation(control_key, labels)]))
     (chosen, weights, bias, right), control = (leaf[0] for leaf in both), both[3][1]
-    low, high = wilson_interval(right, tested, confidence=confidence)
-    guess = labels[order[tested:]].mean() > 0.5
-    majority = jnp.mean(labels[order[:tested]] == guess)
-    return SparseProbe(chosen, weights, bias, right / tested, low, high, majority, control / tested)
+    low, high = wilson_interval(right, len(test), confidence=confidence)
+    guess = labels[train].mean() > 0.5
+    majority = jnp.mean(labels[test] == guess)
+    return SparseProbe(chosen, weights, bias, right / len(test), low, high, majority, control / len(test))
